@@ -1,0 +1,1 @@
+"""Pure values: no IO, nothing but the standard library."""
