@@ -1,0 +1,30 @@
+# The commands of the README. Each rests on `make setup`, which takes seconds when nothing is missing.
+
+# Settings for another Python (a virtual environment, pyenv) must not reach the project's own.
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lock clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install what is missing; leaves the command in .venv/bin/sallyport
+	@scripts/setup
+
+# The demo decides with the embedded evaluator, so it need not wait for an opa to be built.
+demo: ## run the engine on real traffic in a lab of network namespaces (root, or sudo)
+	@scripts/setup --no-opa
+	@scripts/as-root .venv/bin/sallyport lab
+
+test: setup ## run every check and every test that needs no virtual machine (root, or sudo)
+	@scripts/test
+
+bench: setup ## measure the figures of docs/bench.json (root, or sudo; a quiet machine)
+	@scripts/as-root .venv/bin/python -m tests.bench
+
+lock: ## resolve the Python dependencies anew and write the lock files
+	@scripts/lock
+
+clean: ## remove what setup and the tools made here (system packages stay)
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
