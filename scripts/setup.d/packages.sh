@@ -134,8 +134,13 @@ POLICY_MARK="written by sallyport's setup"
 
 forbid_nginx_service() {
     [ ! -e "$POLICY_FILE" ] || return 0
-    "$root/scripts/as-root" sh -c "printf '%s\n' '#!/bin/sh' '# $POLICY_MARK; removed at its end' \
-        'case \"\$1\" in nginx*) exit 101 ;; esac' 'exit 0' > $POLICY_FILE && chmod 755 $POLICY_FILE"
+    cat >build/policy-rc.d <<SH
+#!/bin/sh
+# $POLICY_MARK; removed at its end
+case "\$1" in nginx*) exit 101 ;; esac
+exit 0
+SH
+    "$root/scripts/as-root" install -m 755 build/policy-rc.d "$POLICY_FILE"
 }
 
 allow_services() {
