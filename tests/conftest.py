@@ -1,8 +1,8 @@
 """The tiers of tests: what each needs, and the rule that a tier which was asked for fails rather than skips.
 
-The folder below tests/ is the tier. A tier with needs states them in NEEDS; tests of a tier that has a marker get it
-by their place. With --strict-tiers, which `make test` always gives, nothing may be skipped and no folder that was
-asked for may be empty: a green run means that every test of it ran.
+The folder below tests/ is the tier. A tier with needs states them in NEEDS; a tier that has a marker gives
+it to its tests. With --strict-tiers, which `make test` always gives, nothing may be skipped and no folder
+that was asked for may be empty: a green run means that every test of it ran.
 """
 
 from __future__ import annotations
