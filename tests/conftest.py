@@ -100,9 +100,7 @@ def _skip_fails(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.outcome == "skipped":
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
-        report.longrepr = (
-            f"skipped, which --strict-tiers forbids: {getattr(report, 'wasxfail', None) or reason}"
-        )
+        report.longrepr = f"skipped, which --strict-tiers forbids: {getattr(report, 'wasxfail', None) or reason}"
         vars(report).pop("wasxfail", None)
 
 
