@@ -1,0 +1,1 @@
+"""Bytes and values: the Python side of bpf/include/abi.h."""

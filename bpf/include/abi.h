@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The contract between the kernel programs and the engine: every map key, map value and event.
+ *
+ * engine/abi mirrors it; tests/host_c compares every size and offset. Rules: explicit enum numbers, named pads that
+ * are always zero (they are part of hash keys), natural alignment, no bit fields. Addresses are 16 bytes, IPv4 as
+ * ::ffff:a.b.c.d; ports and ids are in host order; times are CLOCK_MONOTONIC nanoseconds (bpf_ktime_get_ns), 0 = never.
+ * A change here raises SALLYPORT_ABI, which stands in the pin directory's name: an engine never opens maps of
+ * another layout.
+ */
+#ifndef SALLYPORT_ABI_H
+#define SALLYPORT_ABI_H
+
+#define SALLYPORT_ABI 1
+
+/* Names up to NAME_MAX_KERNEL bytes are decided in the kernel; longer ones always go to the engine. 199 and its
+ * terminator keep a trie node in the 256-byte slab: half the memory of the longest key a trie takes. */
+#define NAME_KEY_BYTES 200
+#define NAME_MAX_KERNEL 199
+#define SHAPES_MAX 8
+#define PLANS 4
+
+/* Bounds of the maps; `status` shows how full each one is. */
+#define DESTINATIONS_MAX 262144
+#define SOURCES_MAX 1048576
+#define STRATEGIES_MAX 16384
+#define CONNECT_VERDICTS_MAX 262144
+#define CLASSES_MAX 65536
+#define NAME_VERDICTS_MAX 524288
+#define FLOW_VERDICTS_MAX 65536
+#define HELD_MAX 16384
+#define PROCESSES_MAX 32768
+#define INTERFACES_MAX 256
+#define EVENT_BYTES 4194304
+
+enum mode {
+	MODE_OBSERVE = 0, /* nothing is held or dropped: copies are judged */
+	MODE_ENFORCE = 1,
+	MODE_PANIC = 2, /* every program passes everything at once */
+};
+
+enum verdict {
+	VERDICT_NONE = 0,
+	VERDICT_ALLOW = 1,
+	VERDICT_DENY = 2,
+	VERDICT_REJECT = 3,
+	VERDICT_UNDECIDED = 4, /* judged at connect, open until the first payload */
+	VERDICT_IGNORE = 5,
+	VERDICT_OBSERVE = 6,
+	VERDICT_ENFORCE = 7,
+};
+
+/* Who said it: the precedence of the maps, strongest first. */
+enum origin {
+	ORIGIN_NONE = 0,
+	ORIGIN_NEVER_DENY = 1,
+	ORIGIN_SET = 2, /* `verdict set`: a person's word */
+	ORIGIN_STRATEGY = 3,
+	ORIGIN_FLOW = 4,
+	ORIGIN_DEST = 5,
+	ORIGIN_NAME = 6,
+	ORIGIN_SOURCE = 7,
+	ORIGIN_POSTURE = 8,
+};
+
+/* First byte of a destinations key. */
+enum destination_class {
+	DESTINATION_NEVER_DENY = 1,
+	DESTINATION_SET = 2,
+	DESTINATION_STRATEGY = 3,
+};
+
+/* Bits of config.present: which of a person's maps hold anything, so that an empty one costs no look-up. */
+enum present {
+	PRESENT_NEVER_DENY = 1,
+	PRESENT_SET_DEST = 2,
+	PRESENT_SET_NAME = 4,
+	PRESENT_STRATEGY_DEST = 8,
+	PRESENT_STRATEGY_ID = 16,
+	PRESENT_SET_SOURCE = 32,
+	PRESENT_SOURCE = 64,
+};
+
+/* Bits of config.open: conditions whose posture is "open" (pass); a bit not set means closed (drop). */
+enum posture {
+	POSTURE_ENGINE_ABSENT = 1,
+	POSTURE_HOLD_FULL = 2,
+	POSTURE_MAP_FULL = 4,
+	POSTURE_MALFORMED = 8,
+	POSTURE_FRAGMENT = 16,
+};
+
+/* Facts that a key can hold; a shape is a set of them. */
+enum shape {
+	SHAPE_DEST = 1,
+	SHAPE_EXE = 2,
+	SHAPE_CGROUP = 4,
+	SHAPE_USER = 8,
+};
+
+enum strategy_kind {
+	STRATEGY_EXE = 1,
+	STRATEGY_CGROUP = 2,
+	STRATEGY_USER = 3,
+};
+
+/* Classes of the name trie; the engine hands out the rest, never one number twice in a run. */
+enum name_class {
+	NAME_CLASS_SET = 1,
+	NAME_CLASS_FIRST_FREE = 16,
+};
+
+enum stage {
+	STAGE_CONNECT = 0,
+	STAGE_PAYLOAD = 1,
+};
+
+/* Bits of socket_state.flags and held.flags. */
+enum flow_flag {
+	FLOW_PAYLOAD_PASSED = 1, /* the stream's start is gone: no later payload may be read as its hello */
+	FLOW_HOLDING = 2,	 /* the stream's start is held: what follows must queue behind it */
+	FLOW_OBSERVE = 4,
+	FLOW_INBOUND = 8,
+	FLOW_CLONED = 16, /* the held frame is a copy, the original has passed */
+	FLOW_NO_STORAGE = 32,
+};
+
+/* Every packet that a program ends or waves through without asking has one of these, counted per CPU. */
+enum counter {
+	COUNT_PASSED_NOT_IP = 0,
+	COUNT_PASSED_LINK_CONTROL = 1,
+	COUNT_PASSED_FRAGMENT = 2,
+	COUNT_PASSED_NEVER_DENY = 3,
+	COUNT_PASSED_IGNORED = 4,
+	COUNT_PASSED_INBOUND = 5,
+	COUNT_PASSED_POSTURE = 6,
+	COUNT_PASSED_PANIC = 7,
+	COUNT_HELD_CONNECT = 8,
+	COUNT_HELD_PAYLOAD = 9,
+	COUNT_HELD_LATE = 10,
+	COUNT_HELD_DATAGRAM = 11,
+	COUNT_HIT_FLOW = 12,
+	COUNT_HIT_DEST = 13,
+	COUNT_HIT_NAME = 14,
+	COUNT_HIT_SET = 15,
+	COUNT_DROPPED_FLOW = 16,
+	COUNT_DROPPED_DEST = 17,
+	COUNT_DROPPED_NAME = 18,
+	COUNT_DROPPED_SET = 19,
+	COUNT_DROPPED_SOURCE = 20,
+	COUNT_DROPPED_MALFORMED = 21,
+	COUNT_DROPPED_FRAGMENT = 22,
+	COUNT_DROPPED_ENGINE_ABSENT = 23,
+	COUNT_DROPPED_HOLD_FULL = 24,
+	COUNT_DROPPED_MAP_FULL = 25,
+	COUNT_REFUSED_CONNECT = 26,
+	COUNT_REFUSED_STORAGE = 27,
+	COUNT_WOULD_DROP = 28,
+	COUNT_LOST_EVENT = 29,
+	COUNT_LOST_FLOW_VERDICT = 30,
+	COUNT_LOST_PROCESS = 31,
+	COUNTERS = 32,
+};
+
+struct config {
+	__u32 mode;
+	__u32 hold_ifindex;
+	__u32 present;
+	__u32 open;
+	__u32 hold_limit;    /* frames redirected and not yet taken by the engine */
+	__u32 pad;
+	__u64 heartbeat_max; /* ns without a heartbeat after which the engine counts as absent */
+};
+
+/* Which look-ups a generation needs. Written before the generation number, read once per program run. */
+struct plan {
+	__u32 generation;
+	__u8 connect_shapes_n;
+	__u8 name_shapes_n;
+	__u8 pad[2];
+	__u8 connect_shapes[SHAPES_MAX];
+	__u8 name_shapes[SHAPES_MAX];
+};
+
+struct process {
+	__u64 exec_stamp; /* when the image was replaced last, as the kernel saw it */
+	__u32 exe;	  /* interned executable id, 0 until the engine has looked it up */
+	__u32 pad;
+};
+
+/* Who opened the socket, written in the process's own context. */
+struct identity {
+	__u64 cgroup;
+	__u64 exec_stamp;
+	__u32 tgid;
+	__u32 tid;
+	__u32 uid;
+	__u32 exe;
+};
+
+struct socket_state {
+	struct identity identity;
+	__u64 opened;
+	__u64 expires;
+	__u32 generation;
+	__u32 verdict_id;
+	__u8 verdict;
+	__u8 stage;
+	__u8 flags;
+	__u8 origin;
+	__u32 pad;
+};
+
+struct verdict_entry {
+	__u64 expires;
+	__u64 hits;
+	__u32 id; /* the engine's number for this entry: what an event or a held packet refers to */
+	__u8 verdict;
+	__u8 by_name; /* decided from a name: a new QUIC Initial on the flow is judged again */
+	__u8 pad[2];
+};
+
+/* Facts outside the shape are zero. Also the key of `classes`. */
+struct connect_key {
+	__u32 generation;
+	__u8 shape;
+	__u8 transport; /* IPPROTO_* */
+	__u16 port;
+	__u8 address[16];
+	__u64 cgroup;
+	__u32 exe;
+	__u32 uid;
+};
+
+struct tuple {
+	__u8 src[16];
+	__u8 dst[16];
+	__u16 sport;
+	__u16 dport;
+	__u8 transport;
+	__u8 pad[3];
+};
+
+struct flow_key {
+	struct tuple tuple;
+	__u32 generation;
+	__u32 exe; /* datagrams only: a shared UDP socket must not share its verdicts between programs */
+	__u64 cookie;
+};
+
+struct held {
+	struct identity identity;
+	__u64 cookie;
+	__u64 time;
+	__u32 ifindex;
+	__u32 generation;
+	__u32 verdict_id; /* of the generation before, 0 if none: the engine knows the name it stood for */
+	__u32 exe_key;	  /* flow_key.exe to answer under */
+	__u8 stage;
+	__u8 flags;
+	__u8 pad[6];
+};
+
+struct destination_key {
+	__u32 prefixlen; /* bits after this field: 32 + address bits */
+	__u8 class;
+	__u8 transport; /* 0: any */
+	__u16 port;	/* 0: any */
+	__u8 address[16];
+};
+
+struct source_key {
+	__u32 prefixlen;
+	__u32 generation; /* 0: a person's word */
+	__u8 address[16];
+};
+
+struct name_key {
+	__u32 prefixlen;
+	__u32 class;
+	__u8 name[NAME_KEY_BYTES]; /* lower case, reversed; an exact name ends with NUL, a wildcard with '.' */
+};
+
+struct strategy_key {
+	__u32 kind;
+	__u32 pad;
+	__u64 value;
+};
+
+enum event_type {
+	EVENT_OPEN = 1,
+	EVENT_ESTABLISHED = 2,
+	EVENT_CLOSE = 3,
+	EVENT_EXEC = 4,
+	EVENT_EXIT = 5,
+	EVENT_VERDICT = 6,
+	EVENT_VERDICT_NAME = 7,
+	EVENT_REFUSED = 8,
+};
+
+struct event_header {
+	__u64 time;
+	__u32 type;
+	__u32 pad;
+};
+
+/* EVENT_EXEC, EVENT_EXIT */
+struct process_event {
+	struct event_header header;
+	struct identity identity;
+};
+
+/* EVENT_OPEN, EVENT_ESTABLISHED, EVENT_CLOSE: TCP sockets. Byte counts are of sequence space: the SYN and, once
+ * acknowledged, the FIN count one each; old_state tells the engine which. */
+struct socket_event {
+	struct event_header header;
+	struct identity identity;
+	struct tuple tuple;
+	__u32 old_state;
+	__u32 srtt; /* microseconds */
+	__u64 cookie;
+	__u64 opened;
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 segments_out;
+	__u32 segments_in;
+	__u32 retransmits;
+	__u8 flags;
+	__u8 pad[3];
+};
+
+/* EVENT_VERDICT, EVENT_REFUSED: a standing verdict met a flow for the first time. */
+struct verdict_event {
+	struct event_header header;
+	struct identity identity;
+	struct tuple tuple;
+	__u32 ifindex;
+	__u32 generation;
+	__u64 cookie;
+	__u32 verdict_id;
+	__u8 verdict;
+	__u8 origin;
+	__u8 stage;
+	__u8 flags;
+};
+
+/* EVENT_VERDICT_NAME: the same with the name that was looked up, lower case and reversed as in name_key. */
+struct verdict_name_event {
+	struct verdict_event verdict;
+	__u32 name_length;
+	__u8 name[NAME_KEY_BYTES];
+	__u32 pad;
+};
+
+#endif

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Headers of one packet, read from a copied window of its first bytes. Pure: no maps, no helpers, so the host compiler
+ * builds and fuzzes it too.
+ *
+ * The window is zero-filled beyond what the packet has, and every step is checked against the true length, so a
+ * truncated packet is PACKET_MALFORMED and never half a header.
+ */
+#ifndef SALLYPORT_PACKET_H
+#define SALLYPORT_PACKET_H
+
+#include "abi.h"
+
+#define PACKET_WINDOW 128 /* power of two: the mask below is what the verifier believes */
+#define PACKET_EXTENSIONS 6
+
+enum packet_status {
+	PACKET_OK = 0,
+	PACKET_NOT_IP = 1,
+	PACKET_LINK_CONTROL = 2, /* neighbour discovery, multicast membership: without it there is no network */
+	PACKET_FRAGMENT = 3,	 /* not the first one: no ports in it */
+	PACKET_MALFORMED = 4,
+};
+
+struct packet {
+	struct tuple tuple;
+	__u32 payload; /* offset of the transport's payload from the start of the frame */
+	__u32 length;  /* bytes of payload */
+	__u8 tcp_flags;
+	__u8 pad[7];
+};
+
+#define TCP_FLAG_FIN 0x01
+#define TCP_FLAG_SYN 0x02
+#define TCP_FLAG_RST 0x04
+#define TCP_FLAG_ACK 0x10
+
+#define PROTO_HOP_BY_HOP 0
+#define PROTO_ICMP 1
+#define PROTO_IGMP 2
+#define PROTO_TCP 6
+#define PROTO_UDP 17
+#define PROTO_ROUTING 43
+#define PROTO_FRAGMENT 44
+#define PROTO_AUTHENTICATION 51
+#define PROTO_ICMPV6 58
+#define PROTO_DESTINATION_OPTIONS 60
+#define PROTO_MOBILITY 135
+
+#define WINDOW_AT(w, o) ((w)[(o) & (PACKET_WINDOW - 1)])
+#define WINDOW_U16(w, o) (((__u32)WINDOW_AT(w, o) << 8) | WINDOW_AT(w, (o) + 1))
+
+static inline __attribute__((always_inline)) int packet_is_link_control6(__u8 type)
+{
+	/* RFC 4861: 133-137, each valid only with hop limit 255; RFC 2710 and 3810: 130-132 and 143. */
+	return (type >= 130 && type <= 137) || type == 143;
+}
+
+static inline __attribute__((always_inline)) int packet_transport(const __u8 *w, __u32 at, __u32 end, __u32 proto,
+								  struct packet *p)
+{
+	p->tuple.transport = (__u8)proto;
+	if (proto == PROTO_TCP) {
+		__u32 header;
+
+		if (at + 20 > end || at + 20 > PACKET_WINDOW)
+			return PACKET_MALFORMED;
+		header = (__u32)(WINDOW_AT(w, at + 12) >> 4) * 4;
+		if (header < 20 || at + header > end)
+			return PACKET_MALFORMED;
+		p->tuple.sport = WINDOW_U16(w, at);
+		p->tuple.dport = WINDOW_U16(w, at + 2);
+		p->tcp_flags = WINDOW_AT(w, at + 13);
+		p->payload = at + header;
+		p->length = end - p->payload;
+		return PACKET_OK;
+	}
+	if (proto == PROTO_UDP) {
+		if (at + 8 > end || at + 8 > PACKET_WINDOW)
+			return PACKET_MALFORMED;
+		p->tuple.sport = WINDOW_U16(w, at);
+		p->tuple.dport = WINDOW_U16(w, at + 2);
+		p->payload = at + 8;
+		p->length = end - p->payload;
+		return PACKET_OK;
+	}
+	if (proto == PROTO_IGMP)
+		return PACKET_LINK_CONTROL;
+	p->payload = at;
+	p->length = end > at ? end - at : 0;
+	return PACKET_OK;
+}
+
+static inline __attribute__((always_inline)) int packet_ipv4(const __u8 *w, __u32 at, __u32 frame, struct packet *p)
+{
+	__u32 header, total, fragment;
+
+	if (at + 20 > frame || at + 20 > PACKET_WINDOW)
+		return PACKET_MALFORMED;
+	header = (__u32)(WINDOW_AT(w, at) & 15) * 4;
+	total = WINDOW_U16(w, at + 2);
+	/* A segmentation-offload packet over 64 KiB (BIG TCP) carries a total length of 0: the frame's own counts. */
+	if (total == 0)
+		total = frame - at;
+	if (header < 20 || total < header || at + total > frame)
+		return PACKET_MALFORMED;
+	p->tuple.src[10] = 0xff;
+	p->tuple.src[11] = 0xff;
+	p->tuple.dst[10] = 0xff;
+	p->tuple.dst[11] = 0xff;
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		p->tuple.src[12 + i] = WINDOW_AT(w, at + 12 + i);
+		p->tuple.dst[12 + i] = WINDOW_AT(w, at + 16 + i);
+	}
+	p->tuple.transport = WINDOW_AT(w, at + 9);
+	fragment = WINDOW_U16(w, at + 6) & 0x1fff;
+	if (fragment)
+		/* RFC 3128: a second fragment that starts inside the transport header could rewrite the ports that the
+		 * first one was judged by. */
+		return fragment < 8 ? PACKET_MALFORMED : PACKET_FRAGMENT;
+	return packet_transport(w, at + header, at + total, p->tuple.transport, p);
+}
+
+static inline __attribute__((always_inline)) int packet_ipv6(const __u8 *w, __u32 at, __u32 frame, struct packet *p)
+{
+	__u32 next, end;
+
+	if (at + 40 > frame || at + 40 > PACKET_WINDOW)
+		return PACKET_MALFORMED;
+	end = WINDOW_U16(w, at + 4);
+	end = end ? at + 40 + end : frame; /* 0: jumbogram or BIG TCP */
+	if (end > frame)
+		return PACKET_MALFORMED;
+#pragma unroll
+	for (int i = 0; i < 16; i++) {
+		p->tuple.src[i] = WINDOW_AT(w, at + 8 + i);
+		p->tuple.dst[i] = WINDOW_AT(w, at + 24 + i);
+	}
+	next = WINDOW_AT(w, at + 6);
+	at += 40;
+#pragma unroll
+	for (int i = 0; i < PACKET_EXTENSIONS; i++) {
+		__u32 length;
+
+		if (next != PROTO_HOP_BY_HOP && next != PROTO_ROUTING && next != PROTO_DESTINATION_OPTIONS &&
+		    next != PROTO_FRAGMENT && next != PROTO_AUTHENTICATION && next != PROTO_MOBILITY)
+			break;
+		if (at + 8 > end || at + 8 > PACKET_WINDOW)
+			return PACKET_MALFORMED;
+		if (next == PROTO_FRAGMENT) {
+			__u32 offset = WINDOW_U16(w, at + 2) & 0xfff8;
+
+			p->tuple.transport = WINDOW_AT(w, at);
+			if (offset)
+				return offset < 64 ? PACKET_MALFORMED : PACKET_FRAGMENT;
+			length = 8;
+		} else if (next == PROTO_AUTHENTICATION) {
+			length = ((__u32)WINDOW_AT(w, at + 1) + 2) * 4;
+		} else {
+			length = ((__u32)WINDOW_AT(w, at + 1) + 1) * 8;
+		}
+		next = WINDOW_AT(w, at);
+		at += length;
+		if (at > end)
+			return PACKET_MALFORMED;
+	}
+	if (next == PROTO_HOP_BY_HOP || next == PROTO_ROUTING || next == PROTO_DESTINATION_OPTIONS ||
+	    next == PROTO_FRAGMENT || next == PROTO_AUTHENTICATION || next == PROTO_MOBILITY)
+		return PACKET_MALFORMED;
+	if (next == PROTO_ICMPV6) {
+		if (at + 4 > end || at + 4 > PACKET_WINDOW)
+			return PACKET_MALFORMED;
+		if (packet_is_link_control6(WINDOW_AT(w, at)))
+			return PACKET_LINK_CONTROL;
+	}
+	return packet_transport(w, at, end, next, p);
+}
+
+/* Read the headers in window `w` of a frame of `frame` bytes whose link header is `link` bytes long (14 for Ethernet,
+ * 0 for a device without one). `p` is zeroed by the caller. */
+static inline __attribute__((always_inline)) int packet_parse(const __u8 *w, __u32 frame, __u32 link, struct packet *p)
+{
+	__u32 at = link, type;
+
+	if (link) {
+		type = WINDOW_U16(w, link - 2);
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			if (type != 0x8100 && type != 0x88a8)
+				break;
+			type = WINDOW_U16(w, at + 2);
+			at += 4;
+		}
+	} else {
+		type = WINDOW_AT(w, 0) >> 4 == 4 ? 0x0800 : WINDOW_AT(w, 0) >> 4 == 6 ? 0x86dd : 0;
+	}
+	if (type == 0x0800)
+		return packet_ipv4(w, at, frame, p);
+	if (type == 0x86dd)
+		return packet_ipv6(w, at, frame, p);
+	/* A third tag is no link type that a policy could be asked about. */
+	if (type == 0x8100 || type == 0x88a8)
+		return PACKET_MALFORMED;
+	return PACKET_NOT_IP;
+}
+
+#endif

@@ -1,0 +1,384 @@
+"""Map keys, map values and events of bpf/include/abi.h as typed values that pack to the same bytes.
+
+LAYOUTS gives each C struct field by field as struct codes. Pads are written out, so that every byte of a key is
+determined. tests/host_c compares every size and offset with the header.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from engine.abi.numbers import NAME_KEY_BYTES, SHAPES_MAX
+
+Codes = tuple[tuple[str, str], ...]
+
+
+class Tuple(NamedTuple):
+    """A flow as it stands on the wire: `src`, `dst` 16 key bytes, ports in host order, `transport` IPPROTO_*."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    transport: int
+
+    def pack(self) -> bytes:
+        return TUPLE.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview, offset: int = 0) -> Tuple:
+        return cls._make(TUPLE.unpack_from(data, offset))
+
+
+class Identity(NamedTuple):
+    cgroup: int
+    exec_stamp: int
+    tgid: int
+    tid: int
+    uid: int
+    exe: int
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview, offset: int = 0) -> Identity:
+        return cls._make(IDENTITY.unpack_from(data, offset))
+
+
+class Config(NamedTuple):
+    mode: int
+    hold_ifindex: int
+    present: int
+    open: int
+    hold_limit: int
+    heartbeat_max: int
+
+    def pack(self) -> bytes:
+        return CONFIG.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Config:
+        return cls._make(CONFIG.unpack(data))
+
+
+class Plan(NamedTuple):
+    generation: int
+    connect_shapes: tuple[int, ...]
+    name_shapes: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        return PLAN.pack(
+            self.generation,
+            len(self.connect_shapes),
+            len(self.name_shapes),
+            bytes(self.connect_shapes),
+            bytes(self.name_shapes),
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Plan:
+        generation, connect, name, connect_shapes, name_shapes = PLAN.unpack(data)
+        return cls(generation, tuple(connect_shapes[:connect]), tuple(name_shapes[:name]))
+
+
+class Process(NamedTuple):
+    exec_stamp: int
+    exe: int
+
+    def pack(self) -> bytes:
+        return PROCESS.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Process:
+        return cls._make(PROCESS.unpack(data))
+
+
+class VerdictEntry(NamedTuple):
+    """`expires` CLOCK_MONOTONIC ns, 0 never; `id` the engine's number for the entry."""
+
+    verdict: int
+    id: int = 0
+    expires: int = 0
+    by_name: int = 0
+    hits: int = 0
+
+    def pack(self) -> bytes:
+        return VERDICT_ENTRY.pack(self.expires, self.hits, self.id, self.verdict, self.by_name)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> VerdictEntry:
+        expires, hits, number, verdict, by_name = VERDICT_ENTRY.unpack(data)
+        return cls(verdict, number, expires, by_name, hits)
+
+
+class ConnectKey(NamedTuple):
+    generation: int
+    shape: int
+    transport: int = 0
+    port: int = 0
+    address: bytes = bytes(16)
+    cgroup: int = 0
+    exe: int = 0
+    uid: int = 0
+
+    def pack(self) -> bytes:
+        return CONNECT_KEY.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> ConnectKey:
+        return cls._make(CONNECT_KEY.unpack(data))
+
+
+class FlowKey(NamedTuple):
+    tuple: Tuple
+    generation: int
+    exe: int
+    cookie: int
+
+    def pack(self) -> bytes:
+        return FLOW_KEY.pack(*self.tuple, self.generation, self.exe, self.cookie)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> FlowKey:
+        fields = FLOW_KEY.unpack(data)
+        return cls(Tuple._make(fields[:5]), *fields[5:])
+
+
+class Held(NamedTuple):
+    identity: Identity
+    cookie: int
+    time: int
+    ifindex: int
+    generation: int
+    verdict_id: int
+    exe_key: int
+    stage: int
+    flags: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Held:
+        fields = HELD.unpack(data)
+        return cls(Identity._make(fields[:6]), *fields[6:])
+
+
+class DestinationKey(NamedTuple):
+    """`address_bits` of `address` count; `transport` and `port` 0 mean any."""
+
+    kind: int
+    transport: int
+    port: int
+    address: bytes
+    address_bits: int = 128
+
+    def pack(self) -> bytes:
+        return DESTINATION_KEY.pack(32 + self.address_bits, self.kind, self.transport, self.port, self.address)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DestinationKey:
+        bits, kind, transport, port, address = DESTINATION_KEY.unpack(data)
+        return cls(kind, transport, port, address, bits - 32)
+
+
+class SourceKey(NamedTuple):
+    generation: int
+    address: bytes
+    address_bits: int = 128
+
+    def pack(self) -> bytes:
+        return SOURCE_KEY.pack(32 + self.address_bits, self.generation, self.address)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> SourceKey:
+        bits, generation, address = SOURCE_KEY.unpack(data)
+        return cls(generation, address, bits - 32)
+
+
+class NameKey(NamedTuple):
+    """`reversed_name`: lower case, last byte first, ending in NUL (exact) or '.' (everything below a suffix)."""
+
+    name_class: int
+    reversed_name: bytes
+
+    def pack(self) -> bytes:
+        if len(self.reversed_name) > NAME_KEY_BYTES:
+            raise ValueError("name too long for a kernel key")
+        return NAME_KEY.pack(32 + 8 * len(self.reversed_name), self.name_class, self.reversed_name)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> NameKey:
+        bits, name_class, name = NAME_KEY.unpack(data)
+        return cls(name_class, name[: (bits - 32) // 8])
+
+
+class StrategyKey(NamedTuple):
+    kind: int
+    value: int
+
+    def pack(self) -> bytes:
+        return STRATEGY_KEY.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> StrategyKey:
+        return cls._make(STRATEGY_KEY.unpack(data))
+
+
+class ProcessEvent(NamedTuple):
+    time: int
+    type: int
+    identity: Identity
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> ProcessEvent:
+        fields = PROCESS_EVENT.unpack_from(data)
+        return cls(fields[0], fields[1], Identity._make(fields[2:]))
+
+
+class SocketEvent(NamedTuple):
+    time: int
+    type: int
+    identity: Identity
+    tuple: Tuple
+    old_state: int
+    srtt: int
+    cookie: int
+    opened: int
+    bytes_acked: int
+    bytes_received: int
+    segments_out: int
+    segments_in: int
+    retransmits: int
+    flags: int
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> SocketEvent:
+        fields = SOCKET_EVENT.unpack_from(data)
+        return cls(
+            fields[0], fields[1], Identity._make(fields[2:8]), Tuple._make(fields[8:13]), *fields[13:]
+        )  # fmt: skip
+
+    def bytes_sent(self) -> int:
+        """Payload bytes that the peer acknowledged: sequence space less the SYN and an acknowledged FIN
+        (RFC 9293 section 3.4; the states in which the FIN counts are FIN-WAIT-2, TIME-WAIT, LAST-ACK and CLOSING)."""
+        return max(0, self.bytes_acked - (self.bytes_acked > 0) - (self.old_state in _FIN_ACKNOWLEDGED))
+
+
+class VerdictEvent(NamedTuple):
+    time: int
+    type: int
+    identity: Identity
+    tuple: Tuple
+    ifindex: int
+    generation: int
+    cookie: int
+    verdict_id: int
+    verdict: int
+    origin: int
+    stage: int
+    flags: int
+    name: bytes = b""
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview, name: bytes = b"") -> VerdictEvent:
+        fields = VERDICT_EVENT.unpack_from(data)
+        head, tail = fields[:2], fields[13:]
+        return cls._make((*head, Identity._make(fields[2:8]), Tuple._make(fields[8:13]), *tail, name))
+
+    @classmethod
+    def unpack_named(cls, data: bytes | memoryview) -> VerdictEvent:
+        length, reversed_name = _NAME_TAIL.unpack_from(data, VERDICT_EVENT.size)
+        return cls.unpack(data, reversed_name[:length][::-1])
+
+
+# Numbers of net/tcp_states.h: FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
+_FIN_ACKNOWLEDGED = frozenset({5, 6, 9, 11})
+
+TUPLE_CODES: Codes = (("src", "16s"), ("dst", "16s"), ("sport", "H"), ("dport", "H"), ("transport", "B"), ("pad", "3x"))
+IDENTITY_CODES: Codes = (
+    ("cgroup", "Q"), ("exec_stamp", "Q"), ("tgid", "I"), ("tid", "I"), ("uid", "I"), ("exe", "I"),
+)  # fmt: skip
+HEADER_CODES: Codes = (("time", "Q"), ("type", "I"), ("pad", "4x"))
+
+
+def _nested(prefix: str, codes: Codes) -> Codes:
+    return tuple((f"{prefix}.{name}", code) for name, code in codes)
+
+
+LAYOUTS: dict[str, Codes] = {
+    "tuple": TUPLE_CODES,
+    "identity": IDENTITY_CODES,
+    "config": (
+        ("mode", "I"), ("hold_ifindex", "I"), ("present", "I"), ("open", "I"), ("hold_limit", "I"), ("pad", "4x"),
+        ("heartbeat_max", "Q"),
+    ),
+    "plan": (
+        ("generation", "I"), ("connect_shapes_n", "B"), ("name_shapes_n", "B"), ("pad", "2x"),
+        ("connect_shapes", f"{SHAPES_MAX}s"), ("name_shapes", f"{SHAPES_MAX}s"),
+    ),
+    "process": (("exec_stamp", "Q"), ("exe", "I"), ("pad", "4x")),
+    "verdict_entry": (
+        ("expires", "Q"), ("hits", "Q"), ("id", "I"), ("verdict", "B"), ("by_name", "B"), ("pad", "2x"),
+    ),
+    "connect_key": (
+        ("generation", "I"), ("shape", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("cgroup", "Q"),
+        ("exe", "I"), ("uid", "I"),
+    ),
+    "flow_key": (
+        *_nested("tuple", TUPLE_CODES), ("generation", "I"), ("exe", "I"), ("cookie", "Q"),
+    ),
+    "held": (
+        *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("ifindex", "I"), ("generation", "I"),
+        ("verdict_id", "I"), ("exe_key", "I"), ("stage", "B"), ("flags", "B"), ("pad", "6x"),
+    ),
+    "destination_key": (("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s")),
+    "source_key": (("prefixlen", "I"), ("generation", "I"), ("address", "16s")),
+    "name_key": (("prefixlen", "I"), ("class", "I"), ("name", f"{NAME_KEY_BYTES}s")),
+    "strategy_key": (("kind", "I"), ("pad", "4x"), ("value", "Q")),
+    "process_event": (*_nested("header", HEADER_CODES), *_nested("identity", IDENTITY_CODES)),
+    "socket_event": (
+        *_nested("header", HEADER_CODES), *_nested("identity", IDENTITY_CODES), *_nested("tuple", TUPLE_CODES),
+        ("old_state", "I"), ("srtt", "I"), ("cookie", "Q"), ("opened", "Q"), ("bytes_acked", "Q"),
+        ("bytes_received", "Q"), ("segments_out", "I"), ("segments_in", "I"), ("retransmits", "I"), ("flags", "B"),
+        ("pad", "3x"),
+    ),
+    "verdict_event": (
+        *_nested("header", HEADER_CODES), *_nested("identity", IDENTITY_CODES), *_nested("tuple", TUPLE_CODES),
+        ("ifindex", "I"), ("generation", "I"), ("cookie", "Q"), ("verdict_id", "I"), ("verdict", "B"),
+        ("origin", "B"), ("stage", "B"), ("flags", "B"),
+    ),
+}  # fmt: skip
+
+
+def _struct(name: str) -> struct.Struct:
+    return struct.Struct("<" + "".join(code for _, code in LAYOUTS[name]))
+
+
+def offsets(name: str) -> dict[str, tuple[int, int]]:
+    """Return {field: (offset, size)} of a layout, pads included."""
+    at = 0
+    found: dict[str, tuple[int, int]] = {}
+    for field, code in LAYOUTS[name]:
+        size = struct.calcsize("<" + code)
+        found[field] = (at, size)
+        at += size
+    return found
+
+
+TUPLE = _struct("tuple")
+IDENTITY = _struct("identity")
+CONFIG = _struct("config")
+PLAN = _struct("plan")
+PROCESS = _struct("process")
+VERDICT_ENTRY = _struct("verdict_entry")
+CONNECT_KEY = _struct("connect_key")
+FLOW_KEY = _struct("flow_key")
+HELD = _struct("held")
+DESTINATION_KEY = _struct("destination_key")
+SOURCE_KEY = _struct("source_key")
+NAME_KEY = _struct("name_key")
+STRATEGY_KEY = _struct("strategy_key")
+PROCESS_EVENT = _struct("process_event")
+SOCKET_EVENT = _struct("socket_event")
+VERDICT_EVENT = _struct("verdict_event")
+_NAME_TAIL = struct.Struct(f"<I{NAME_KEY_BYTES}s")
+
+Event = ProcessEvent | SocketEvent | VerdictEvent
+"""What the ring carries."""
