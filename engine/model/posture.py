@@ -3,7 +3,7 @@
 One literal table, printed at start: failure is stated, not discovered. `closed` stops what cannot be judged,
 `open` lets it pass; both are counted and alarmed. The defaults are closed wherever open would let a program
 choose its own fate: filling a queue or a map, sending fragments or half a hello, and stalling the engine are
-all things that the judged party can bring about. Never-deny entries, standing verdicts and the observe mode are
+all things that the judged party can bring about. Never-deny entries, standing verdicts and observe mode are
 unaffected by any of this, so a closed posture does not lock an administrator out.
 """
 
