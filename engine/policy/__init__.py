@@ -1,0 +1,1 @@
+"""Policy: a folder of Rego becomes decisions, and each decision says how far it reaches."""

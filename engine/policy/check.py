@@ -1,0 +1,348 @@
+"""The static check: everything about a policy that can be refused without evaluating it.
+
+A policy that passes means the same in both evaluators, depends only on what it declares, and cannot be volatile.
+Every file is read and every lint runs, so that an author sees all errors at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from engine.model.decision import Verdict
+from engine.model.facts import ALL_FACTS
+from engine.policy import builtins, schema
+from engine.policy.bundle import Bundle, Module
+from engine.policy.declarations import Declared, declared_rules, default_verdict
+from engine.policy.findings import Finding
+from engine.policy.reads import Program, Read
+from engine.policy.rule import ROOT_PACKAGE, RULES_PACKAGE, Rule
+from engine.policy.syntax import (
+    Definition,
+    ParsedModule,
+    Place,
+    kind,
+    long_lines,
+    nodes,
+    read_module,
+    words_to_finding,
+)
+from engine.policy.totality import Totality
+
+_MISREAD_KEYWORDS = frozenset({"not", "and", "or"})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The outcome of the static check. With an error among `findings` the rest is what could be made out.
+
+    `default` is None for a policy of a single decision. `has_source_deny`: `data.sallyport.source_deny` is there.
+    """
+
+    findings: tuple[Finding, ...]
+    rules: tuple[Rule, ...]
+    default: Verdict | None
+    has_source_deny: bool
+    program: Program
+    tests: tuple[ParsedModule, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if not finding.warning)
+
+
+def check(bundle: Bundle, trees: dict[str, tuple[bytes, str]]) -> Checked:
+    """Check a bundle. `trees`: for each file of modules and tests its syntax tree or the parser's words."""
+    findings: list[Finding] = []
+    modules = _parsed(bundle.modules, trees, findings)
+    tests = _parsed(bundle.tests, trees, findings)
+    broken = any(not finding.warning for finding in findings)
+    program = Program(modules)
+    for module in modules:
+        findings += _module_findings(program, module, bundle)
+    findings += _data_at_rules(program, bundle)
+    findings += _recursion(program)
+    findings += _packages(program, tests)
+    default = default_verdict(program, findings, incomplete=broken)
+    declared = declared_rules(program, findings, incomplete=broken)
+    for rule in declared:
+        findings += _scope_findings(program, rule)
+    source_deny = program.at((*ROOT_PACKAGE, "source_deny"))
+    findings += _source_deny_findings(program, source_deny)
+    return Checked(
+        tuple(sorted(set(findings))),
+        tuple(item.rule for item in declared),
+        default,
+        bool(source_deny),
+        program,
+        tuple(tests),
+    )
+
+
+def _parsed(
+    modules: tuple[Module, ...], trees: dict[str, tuple[bytes, str]], findings: list[Finding]
+) -> list[ParsedModule]:
+    read: list[ParsedModule] = []
+    for module in modules:
+        too_long = long_lines(module)
+        tree, words = trees[module.file]
+        findings += too_long
+        if not words:
+            read.append(read_module(module, tree))
+        elif not too_long:
+            findings.append(words_to_finding(words, module.file, "mend the syntax (`opa fmt` may say more)"))
+    return read
+
+
+def _module_findings(program: Program, module: ParsedModule, bundle: Bundle) -> Iterator[Finding]:
+    for path, place in module.keywords:
+        if path[:2] == ("future", "keywords") and path[-1] in _MISREAD_KEYWORDS:
+            yield place.finding(
+                f"import of future.keywords.{path[-1]} is accepted and misread by the embedded evaluator",
+                "remove it and write the condition as rules of its own",
+            )
+    reader = program.reader(module)
+    totality = Totality(program, module, bundle.data)
+    for definition in module.definitions:
+        uses = program.uses(definition)
+        for call in uses.calls:
+            yield from _call_findings(call.name, call.arguments, call.place, program, module)
+        for read in uses.inputs:
+            yield from _input_findings(read)
+        for read in uses.data:
+            yield from _data_findings(program, module, read, bundle.data)
+        for body in [list(definition.bodies), definition.value]:
+            yield from totality.findings(body)
+            yield from _operator_findings(body, reader.place)
+        for modifiers in _with_modifiers(list(definition.bodies)) + _with_modifiers(definition.value):
+            yield reader.place(modifiers["refr"]).finding(
+                "`with` outside tests makes a rule depend on what it was not given", "use `with` in *_test.rego only"
+            )
+
+
+def _call_findings(
+    name: str, arguments: Any, place: Place, program: Program, module: ParsedModule
+) -> Iterator[Finding]:
+    if name in builtins.VOLATILE:
+        yield place.finding(
+            f"{name} is volatile: no verdict decided from it could be kept",
+            "use the fact `clock`, or give the value as data",
+        )
+    elif name in builtins.DIFFERING:
+        yield place.finding(
+            f"{name} does not mean the same in both evaluators", builtins.DIFFERING[name]
+        )
+    elif name not in builtins.ARITY:
+        near = difflib.get_close_matches(name, builtins.ARITY, 1)
+        yield place.finding(
+            f"no function named {name} that both evaluators have",
+            f"did you mean {near[0]}?" if near else "define it, or use another built-in function",
+        )
+    elif name == "walk" and len(arguments) == 1:
+        yield place.finding(
+            "walk with one argument is empty in the embedded evaluator", "write walk(value, [path, leaf])"
+        )
+    elif len(arguments) not in (builtins.ARITY[name], builtins.ARITY[name] + 1):
+        yield place.finding(
+            f"{name} takes {builtins.ARITY[name]} arguments, not {len(arguments)}", "mend the call"
+        )
+    elif name in builtins.ASCII_ONLY and not _ascii(arguments[0], program, module):
+        yield place.finding(
+            f"{name} differs between the evaluators for letters beyond ASCII",
+            "compare as it stands; names and addresses are lower-case already",
+        )
+    elif name == "sprintf":
+        text = kind(arguments[0])
+        if text is None or text[0] not in ("String", "RawString"):
+            yield place.finding("sprintf with a format that is no literal", "write the format into the call")
+        elif any(mark in text[1]["value"] for mark in ("%f", "%e", "%g", "%.", "%F", "%E", "%G")):
+            yield place.finding("sprintf prints floats differently in the two evaluators", "use %v or %d")
+    elif name == "glob.match":
+        pattern = kind(arguments[0])
+        if pattern is None or pattern[0] not in ("String", "RawString"):
+            yield place.finding(
+                "a glob that is no literal cannot be checked for forms that the evaluators read differently",
+                "keep lists of suffixes or prefixes instead",
+            )
+        elif "{," in pattern[1]["value"] or ",}" in pattern[1]["value"] or ",," in pattern[1]["value"]:
+            yield place.finding(
+                "an empty alternative in a glob is read differently by the two evaluators", "write two globs"
+            )
+
+
+def _ascii(argument: Any, program: Program, module: ParsedModule) -> bool:
+    reads = program.uses_of(module, argument).inputs
+    found = kind(argument)
+    if found is None or found[0] not in ("RefDot", "RefBrack") or len(reads) != 1:
+        return found is not None and found[0] == "String" and str(found[1]["value"]).isascii()
+    entry = schema.lookup(reads[0].path)
+    return isinstance(entry, schema.Field) and entry.ascii
+
+
+def _input_findings(read: Read) -> Iterator[Finding]:
+    if read.path and schema.lookup(read.path) is None:
+        known = schema.suggestions(read.path)
+        wrong = read.path[0] if read.path[0] not in schema.SCHEMA else read.path[min(1, len(read.path) - 1)]
+        near = difflib.get_close_matches(wrong, known, 1)
+        yield read.place.finding(
+            f"no fact input.{'.'.join(read.path)}",
+            f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'nothing below'}",
+        )
+
+
+def _data_findings(program: Program, module: ParsedModule, read: Read, data: dict[str, Any]) -> Iterator[Finding]:
+    if not read.path:
+        yield read.place.finding("bare `data` reads every rule", "name the document that is meant")
+        return
+    own_rule = module.package[:3] if module.package[:2] == RULES_PACKAGE else None
+    if read.path[:2] == RULES_PACKAGE and read.path[:3] != own_rule:
+        reached = program.reached(read.path)
+        if not reached or program.closure(reached).inputs:
+            yield read.place.finding(
+                f"reads another rule's package, data.{'.'.join(read.path)}, which reads input",
+                "move what both rules need into a package of its own, such as data.lib.<name>",
+            )
+            return
+    if program.reached(read.path):
+        return
+    value: Any = data
+    for depth, part in enumerate(read.path):
+        if not isinstance(value, dict):
+            return
+        if part not in value:
+            near = difflib.get_close_matches(part, value, 1)
+            yield read.place.finding(
+                f"no rule or data at data.{'.'.join(read.path[: depth + 1])}",
+                f"did you mean {near[0]}?" if near else "add it to a JSON file, or use object.get on its parent",
+            )
+            return
+        value = value[part]
+
+
+def _operator_findings(node: Any, place: Any) -> Iterator[Finding]:
+    for membership in nodes(node, "Membership"):
+        if membership.get("key") is not None:
+            yield place({"Membership": membership}).finding(
+                "`key, value in collection` differs between the evaluators for sets",
+                "write collection[key] == value",
+            )
+    for comparison in nodes(node, "BoolExpr"):
+        sides = (kind(comparison["lhs"]), kind(comparison["rhs"]))
+        if comparison["op"] not in ("Eq", "Ne") and any(
+            side is not None and side[0] in ("Set", "SetCompr") for side in sides
+        ):
+            yield place({"BoolExpr": comparison}).finding(
+                "the order of sets differs between the evaluators", "compare counts, or the sets for equality"
+            )
+    for arithmetic in nodes(node, "ArithExpr"):
+        floats = any(
+            side is not None and side[0] == "Number" and isinstance(side[1]["value"], float)
+            for side in (kind(arithmetic["lhs"]), kind(arithmetic["rhs"]))
+        )
+        if arithmetic["op"] == "Div" or floats:
+            yield place({"ArithExpr": arithmetic}).finding(
+                "arithmetic on fractions differs between the evaluators", "use whole numbers"
+            )
+
+
+def _with_modifiers(node: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if isinstance(node, dict):
+        found += node.get("with_mods") or []
+        for inner in node.values():
+            found += _with_modifiers(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            found += _with_modifiers(inner)
+    return found
+
+
+def _data_at_rules(program: Program, bundle: Bundle) -> Iterator[Finding]:
+    for definition in program.definitions():
+        value: Any = bundle.data
+        for depth, part in enumerate(definition.path):
+            if not isinstance(value, dict) or part not in value:
+                break
+            value = value[part]
+            last = depth == len(definition.path) - 1
+            if last or not isinstance(value, dict):
+                owner = bundle.data_files.get(definition.path[: depth + 1], "a data file")
+                yield definition.place.finding(
+                    f"{owner} has data at the path of the rule data.{'.'.join(definition.path)} and would replace it",
+                    "rename the rule or move the data file",
+                )
+
+
+def _recursion(program: Program) -> Iterator[Finding]:
+    for definition in program.definitions():
+        if program.cycle(definition):
+            yield definition.place.finding(
+                f"{definition.name} may refer to itself, which OPA refuses",
+                "rename a local variable that has a rule's name, or break the cycle",
+                warning=True,
+            )
+
+
+def _packages(program: Program, tests: list[ParsedModule]) -> Iterator[Finding]:
+    for module in program.modules:
+        package = module.package
+        if package[:2] == RULES_PACKAGE and len(package) != 3:
+            yield module.package_place.finding(
+                f"package {'.'.join(package)} is no rule: a rule is package sallyport.rules.<name>",
+                "give it one name below sallyport.rules; libraries belong under another root, such as lib",
+            )
+        if package[:1] == ("sallyport_host",):
+            yield module.package_place.finding("the package sallyport_host belongs to the engine", "rename it")
+        if not module.file.endswith("_test.rego"):
+            for definition in module.definitions:
+                if definition.name.startswith(("test_", "todo_test_")) and package[:2] == RULES_PACKAGE:
+                    yield definition.place.finding(
+                        f"the test {definition.name} stands outside a test file", "move it to a *_test.rego file"
+                    )
+    for module in tests:
+        for definition in module.definitions:
+            if not definition.name.startswith(("test_", "todo_test_")) and program.at(definition.path):
+                yield definition.place.finding(
+                    f"the test file defines data.{'.'.join(definition.path)}, which the policy defines",
+                    "rename it, so that the tests see the rule that will be in force",
+                )
+
+
+def _scope_findings(program: Program, item: Declared) -> Iterator[Finding]:
+    rule = item.rule
+    if rule.decision:
+        return
+    yield from _outside(program, item.bodies, rule.scope, rule, "scope")
+    if rule.target_scope is not None:
+        yield from _outside(program, item.target, rule.target_scope, rule, "target_scope")
+
+
+def _outside(
+    program: Program, roots: tuple[Definition, ...], scope: frozenset[str], rule: Rule, word: str
+) -> Iterator[Finding]:
+    for read in program.closure(roots).inputs:
+        if not read.path:
+            yield read.place.finding(
+                f"bare `input` in rule {rule.name}", "name the field: input.<fact>.<field>, within the scope"
+            )
+        elif read.path[0] in ALL_FACTS and read.path[0] not in scope:
+            yield read.place.finding(
+                f"rule {rule.name} reads input.{'.'.join(read.path)}, but its {word} is "
+                f"{{{', '.join(sorted(scope))}}}",
+                f'add "{read.path[0]}" to its {word}, or do not read it',
+            )
+
+
+def _source_deny_findings(program: Program, definitions: list[Definition]) -> Iterator[Finding]:
+    for definition in definitions:
+        if definition.form != "set":
+            yield definition.place.finding(
+                "source_deny is no set of prefixes", "write `source_deny contains prefix if some prefix in data...`"
+            )
+    for read in program.closure(definitions).inputs:
+        yield read.place.finding(
+            "source_deny reads input: it is a fixed list, installed before any packet is seen",
+            "take the prefixes from data",
+        )

@@ -1,0 +1,54 @@
+"""The seam between the decision and whoever evaluates Rego: one Protocol, two implementations, one suite for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from engine.policy.bundle import Bundle
+from engine.policy.rule import Rule
+
+
+@dataclass(frozen=True)
+class Question:
+    """One rule with its filtered input. `only_target`: whether the rule applies at all, its body not evaluated."""
+
+    rule: str
+    input: Mapping[str, Any]
+    only_target: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one rule said. `target` is None when the rule has none, and a false one means that the body was not
+    evaluated. `ttl` in seconds. A non-empty `error` means that there is no answer: the posture decides."""
+
+    deny: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    target: bool | None = None
+    ttl: float | None = None
+    error: str = ""
+
+
+class Evaluator(Protocol):
+    """Evaluates the rules of one bundle at a time.
+
+    `load` raises EvaluatorError when the bundle cannot be taken; the one loaded before may then be gone, so a
+    candidate is loaded into an evaluator of its own. `evaluate` never raises: what fails is a failed answer, and the
+    answers stand in the order of the questions.
+    """
+
+    name: str
+
+    async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None: ...
+
+    async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]: ...
+
+    async def close(self) -> None: ...
+
+
+def failed(questions: Sequence[Question], error: str) -> list[Answer]:
+    """Return one failed answer for each question."""
+    return [Answer(error=error) for _ in questions]

@@ -1,0 +1,118 @@
+"""The messages between the engine and its evaluator child: four bytes of length (big endian), then MessagePack.
+
+Only msgspec is imported here: the child must stay small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+LENGTH_BYTES = 4
+MAX_FRAME_BYTES = 256 << 20
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """What the child must know of a rule: its name, its package as a dotted data path, and what it defines.
+
+    `decision`: the package is a whole-policy `data.sallyport.decision`.
+    """
+
+    rule: str
+    package: str
+    target: bool = False
+    deny: bool = False
+    reject: bool = False
+    allow: bool = False
+    ttl: bool = False
+    decision: bool = False
+
+
+class Load(msgspec.Struct, tag="load", array_like=True):
+    """Forget everything, take these modules [(file, text)], this data (JSON) and these rules."""
+
+    modules: list[tuple[str, str]]
+    data: bytes
+    entries: list[Entry]
+
+
+class Ask(msgspec.Struct, array_like=True):
+    """One rule, its filtered input as JSON, and whether only its target is wanted."""
+
+    rule: str
+    input: bytes
+    only_target: bool = False
+
+
+class Evaluate(msgspec.Struct, tag="evaluate", array_like=True):
+    asks: list[Ask]
+
+
+class Reply(msgspec.Struct, array_like=True):
+    """The answer to one Ask; `error` is set when the rule gave none."""
+
+    target: bool = True
+    deny: list[str] = []
+    reject: list[str] = []
+    allow: list[str] = []
+    ttl: float | None = None
+    error: str = ""
+
+
+class Evaluated(msgspec.Struct, tag="evaluated", array_like=True):
+    replies: list[Reply]
+
+
+class Parse(msgspec.Struct, tag="parse", array_like=True):
+    """Parse each module on its own: [(file, text)]."""
+
+    modules: list[tuple[str, str]]
+
+
+class Parsed(msgspec.Struct, tag="parsed", array_like=True):
+    """For each module its syntax tree as JSON, or the interpreter's own words about the first error."""
+
+    trees: list[tuple[bytes, str]]
+
+
+class Query(msgspec.Struct, tag="query", array_like=True):
+    """Evaluate rules by path with an input or none; with `coverage`, report lines too."""
+
+    paths: list[str]
+    input: bytes = b""
+
+
+class Queried(msgspec.Struct, tag="queried", array_like=True):
+    """For each path (value as JSON, error)."""
+
+    results: list[tuple[bytes, str]]
+
+
+class Exercise(msgspec.Struct, tag="exercise", array_like=True):
+    """Warm-up: each rule with each of its inputs (JSON), with line coverage over all of them."""
+
+    inputs: list[tuple[str, list[bytes]]]
+
+
+class Exercised(msgspec.Struct, tag="exercised", array_like=True):
+    """`failures`: (rule, input, error), the first of each rule. `covered`: file → lines that were evaluated."""
+
+    failures: list[tuple[str, bytes, str]]
+    covered: dict[str, list[int]]
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True):
+    """Loaded; or not, and why."""
+
+    error: str = ""
+
+
+Request = Load | Evaluate | Parse | Query | Exercise
+Response = Ready | Evaluated | Parsed | Queried | Exercised
+
+
+def frame(message: Any) -> bytes:
+    """Return a message with its length before it."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body

@@ -1,0 +1,147 @@
+"""The judge: asks the rules that a flow needs, remembers their answers, and decides.
+
+One judge serves one generation: its memory dies with it. An answer is remembered under the rule and the facts that
+the rule declared, never under more or less, so that two programs never share an answer that read the program.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from engine.errors import EvaluatorError
+from engine.model.decision import Decision, Stage, Verdict
+from engine.model.facts import Facts
+from engine.policy.decide import asks, decide
+from engine.policy.evaluator import Answer, Evaluator, Question
+from engine.policy.rule import Rule
+
+MEMORY = 32_768
+"""Remembered answers; about 0.6 KiB each with their key."""
+
+
+class Judge:
+    """`posture`: the verdict (allow or deny) where the evaluator gives no answer. `hits` and `misses` count answers."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        rules: Sequence[Rule],
+        default: Verdict | None,
+        *,
+        posture: Verdict = Verdict.DENY,
+        memory: int = MEMORY,
+    ) -> None:
+        self._evaluator = evaluator
+        self._rules = tuple(rules)
+        self._default = default
+        self._posture = posture
+        self._memory = memory
+        self._answers: OrderedDict[tuple[Any, ...], Answer] = OrderedDict()
+        self._scopes = {
+            rule.name: (tuple(sorted(rule.scope)), tuple(sorted(rule.target_scope or ()))) for rule in self._rules
+        }
+        self._clock = {rule.name: clock_reads(rule) for rule in self._rules}
+        self.hits = 0
+        self.misses = 0
+
+    async def decide(self, facts: Facts, stage: Stage, *, now: datetime) -> Decision:
+        """Return the decision for a flow. `now`: the host's local time that `facts.clock` was read from.
+
+        Never raises for an evaluator's failure: the decision is then `failed` and the posture's.
+        """
+        answers: dict[str, Answer] = {}
+        questions: list[Question] = []
+        for rule in self._rules:
+            asked = asks(rule, stage)
+            if asked is False:
+                continue
+            known = self._recall(rule, facts, only_target=asked is None)
+            if known is not None:
+                answers[rule.name] = known
+                continue
+            scope = rule.scope if asked else rule.target_scope
+            questions.append(Question(rule.name, facts.select(scope or frozenset()), asked is None))
+        if questions:
+            self.misses += len(questions)
+            try:
+                given = await self._evaluator.evaluate(questions)
+            except EvaluatorError as error:
+                given = [Answer(error=error.message) for _ in questions]
+            by_name = {rule.name: rule for rule in self._rules}
+            for question, answer in zip(questions, given, strict=False):
+                answers[question.rule] = answer
+                self._remember(by_name[question.rule], facts, answer, only_target=question.only_target)
+        self.hits += len(answers) - len(questions)
+        return self._bounded(decide(self._rules, self._default, answers, stage, self._posture), now)
+
+    def _key(self, rule: Rule, facts: Facts, *, target: bool) -> tuple[Any, ...]:
+        names = self._scopes[rule.name][1 if target else 0]
+        return (rule.name, target, *(_hashable(facts, name) for name in names))
+
+    def _recall(self, rule: Rule, facts: Facts, *, only_target: bool) -> Answer | None:
+        if rule.target_scope is not None:
+            known = self._get(self._key(rule, facts, target=True))
+            # A true target says nothing about the body.
+            if known is not None and (only_target or known.target is False):
+                return known
+        return None if only_target else self._get(self._key(rule, facts, target=False))
+
+    def _get(self, key: tuple[Any, ...]) -> Answer | None:
+        known = self._answers.get(key)
+        if known is not None:
+            self._answers.move_to_end(key)
+        return known
+
+    def _remember(self, rule: Rule, facts: Facts, answer: Answer, *, only_target: bool) -> None:
+        if answer.error:
+            return
+        if rule.target_scope is not None and (only_target or answer.target is False):
+            self._put(self._key(rule, facts, target=True), answer)
+        if not only_target and answer.target is not False:
+            self._put(self._key(rule, facts, target=False), answer)
+
+    def _put(self, key: tuple[Any, ...], answer: Answer) -> None:
+        self._answers[key] = answer
+        self._answers.move_to_end(key)
+        if len(self._answers) > self._memory:
+            self._answers.popitem(last=False)
+
+    def _bounded(self, decision: Decision, now: datetime) -> Decision:
+        """Bound a decision that read the clock by the end of the bucket it was read in."""
+        if "clock" not in decision.scope or decision.failed:
+            return decision
+        reads = frozenset().union(*self._clock.values())
+        remaining = clock_remaining(reads, now)
+        if remaining is None or (decision.ttl is not None and decision.ttl <= remaining):
+            return decision
+        return replace(decision, ttl=remaining)
+
+
+def _hashable(facts: Facts, name: str) -> Any:
+    if name == "host":
+        return facts.host.name, tuple(sorted(facts.host.labels.items()))
+    return getattr(facts, name)
+
+
+def clock_reads(rule: Rule) -> frozenset[str]:
+    """Return which buckets of the clock a rule reads: hour, weekday, both, or none."""
+    return frozenset(part for part in ("hour", "weekday") if rule.reads_field(f"clock.{part}"))
+
+
+def clock_remaining(reads: frozenset[str], now: datetime) -> float | None:
+    """Return the seconds until a bucket that was read ends; None when none was read.
+
+    A day may be an hour shorter than it looks (summer time begins), so a whole day is kept an hour less.
+    """
+    if not reads:
+        return None
+    into_hour = timedelta(minutes=now.minute, seconds=now.second, microseconds=now.microsecond).total_seconds()
+    hour_left = 3600.0 - into_hour
+    if "hour" in reads:
+        return hour_left
+    day_left = hour_left + 3600.0 * (23 - now.hour)
+    return day_left - 3600.0 if day_left > 3600.0 else day_left
