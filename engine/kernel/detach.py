@@ -1,0 +1,143 @@
+"""Take a gate down: from its pins and its record alone, with no engine and no configuration.
+
+The first step is one map write that makes every program pass everything: whatever follows, and even where a network
+namespace can no longer be reached, nothing is held or dropped any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.abi.numbers import Mode
+from engine.abi.records import Config
+from engine.errors import SallyportError
+from engine.kernel import attach, libbpf
+from engine.kernel.pins import Pins, Record, netns_inode
+
+_CLONE_NEWNET = 0x40000000
+
+
+@dataclass
+class Detached:
+    instance: str
+    interfaces: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def detach(pins: Pins) -> Detached:
+    """Let everything pass, then remove filters, XDP, links, hold device and pins. Problems are told, not raised:
+    each step is tried whatever became of the one before."""
+    done = Detached(pins.instance)
+    with contextlib.suppress(OSError):
+        _pass_everything(pins)
+    record: Record | None = None
+    try:
+        record = Record.read(pins.record) if pins.record.exists() else None
+    except SallyportError as error:
+        done.problems.append(error.message)
+    ours = frozenset(_program_ids(pins))
+    indexes = _interfaces(pins)
+    try:
+        _in_netns(record.netns if record else netns_inode(), lambda: _detach_links(pins, record, indexes, ours, done))
+    except (SallyportError, OSError) as error:
+        done.problems.append(str(error))
+    try:
+        pins.remove()
+        pins.record.unlink(missing_ok=True)
+    except OSError as error:
+        done.problems.append(str(error))
+    return done
+
+
+def _pass_everything(pins: Pins) -> None:
+    config = libbpf.obj_get(pins.maps / "config")
+    value = ctypes.create_string_buffer(libbpf.map_info(config).value_size)
+    key = bytes(4)
+    libbpf.map_lookup(config, key, value)
+    libbpf.map_update(config, key, Config.unpack(value.raw)._replace(mode=Mode.PANIC).pack())
+    os.close(config)
+
+
+def _program_ids(pins: Pins) -> list[int]:
+    ids = []
+    for pin in pins.programs.glob("*"):
+        with contextlib.suppress(OSError):
+            fd = libbpf.obj_get(pin)
+            ids.append(int(libbpf.program_info(fd).id))
+            os.close(fd)
+    return ids
+
+
+def _interfaces(pins: Pins) -> list[int]:
+    """Indexes of the guarded interfaces, from the map that the gate itself reads."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        fd = libbpf.obj_get(pins.maps / "interfaces")
+        following = ctypes.create_string_buffer(4)
+        key: bytes | None = None
+        while libbpf.map_next_key(fd, key, following):
+            key = following.raw
+            found.append(int.from_bytes(key, "little"))
+        os.close(fd)
+    return found
+
+
+def _detach_links(pins: Pins, record: Record | None, indexes: list[int], ours: frozenset[int], done: Detached) -> None:
+    for name in record.interfaces if record else []:
+        with contextlib.suppress(SallyportError):
+            index = attach.interface_index(name)
+            if index not in indexes:
+                indexes.append(index)
+    for index in indexes:
+        try:
+            removed = attach.detach_filter(index, attach.EGRESS, ours)
+            removed = attach.detach_xdp(index, ours) or removed
+        except (SallyportError, OSError) as error:
+            done.problems.append(f"interface {index}: {error}")
+            continue
+        if removed:
+            done.interfaces.append(str(index))
+    attach.remove_hold_device(pins)
+
+
+def _in_netns(inode: int, work: Callable[[], None]) -> None:
+    """Run `work` in the network namespace with this inode number, in a thread of its own: setns(2) is per thread."""
+    if inode == netns_inode():
+        work()
+        return
+    path = _netns_path(inode)
+    if path is None:
+        return  # the namespace is gone, and with it every interface and filter in it
+    failure: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), str(path))
+            os.close(fd)
+            work()
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _netns_path(inode: int) -> Path | None:
+    candidates = [*Path("/run/netns").glob("*"), *Path("/proc").glob("[0-9]*/ns/net")]
+    for path in candidates:
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == inode:
+                return path
+    return None

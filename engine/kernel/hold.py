@@ -1,0 +1,106 @@
+"""The hold: frames that the gate redirected, and the way back out.
+
+A packet socket on the hold device's far end reads each held frame with its virtio-net header (PACKET_VNET_HDR), so that
+segmentation offload and partial checksums survive; the same bytes leave by the original device through a packet
+socket with PACKET_QDISC_BYPASS, which does not pass TC again (packet(7), linux/if_packet.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+from engine.errors import KernelError, PrivilegeError
+
+VNET_BYTES = 10
+"""Size of struct virtio_net_hdr (linux/virtio_net.h)."""
+_ETH_P_ALL = 3
+_SOL_PACKET = 263
+_PACKET_STATISTICS = 6
+_PACKET_VNET_HDR = 15
+_PACKET_QDISC_BYPASS = 20
+_SO_RCVBUFFORCE = 33
+_FRAME_BYTES = 1 << 18
+_STATISTICS = struct.Struct("=II")
+
+
+@dataclass
+class HoldCounts:
+    taken: int = 0
+    released: int = 0
+    lost: int = 0
+    """Frames that did not fit into the socket's buffer: gone, and sent again by TCP."""
+    refused: int = 0
+    """Frames that the device did not take back."""
+
+
+class Hold:
+    def __init__(self, held_device: str, queue_bytes: int) -> None:
+        self.counts = HoldCounts()
+        self._buffer = bytearray(_FRAME_BYTES)
+        self._view = memoryview(self._buffer)
+        self._out: dict[str, socket.socket] = {}
+        try:
+            self._in = self._packet_socket()
+            self._in.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, queue_bytes)
+            self._in.bind((held_device, _ETH_P_ALL))
+        except PermissionError as error:
+            raise PrivilegeError("Reading held packets needs root (CAP_NET_RAW)", hint="Run it with sudo.") from error
+        except OSError as error:
+            raise KernelError(f"The hold device {held_device} cannot be read: {error.strerror}") from error
+
+    @staticmethod
+    def _packet_socket() -> socket.socket:
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        opened.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        opened.setblocking(False)
+        return opened
+
+    def fileno(self) -> int:
+        return self._in.fileno()
+
+    def receive(self) -> bytes | None:
+        """Return the next held frame with its virtio-net header in front, None when there is none now."""
+        try:
+            size = self._in.recv_into(self._buffer)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ENETDOWN:
+                return None
+            raise
+        self.counts.taken += 1
+        return bytes(self._view[:size])
+
+    def release(self, interface: str, frame: bytes) -> bool:
+        """Send a frame that receive() returned out of its original device. False when the device does not take it."""
+        out = self._out.get(interface)
+        try:
+            if out is None:
+                out = self._packet_socket()
+                out.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+                out.bind((interface, 0))
+                self._out[interface] = out
+            out.send(frame)
+        except OSError:
+            # A full device queue or a device that is gone: to TCP this is one lost packet, which it sends again.
+            self.counts.refused += 1
+            if out is not None:
+                out.close()
+                self._out.pop(interface, None)
+            return False
+        self.counts.released += 1
+        return True
+
+    def lost(self) -> int:
+        """Return how many frames were lost since the last call, because the socket's buffer was full."""
+        _, drops = _STATISTICS.unpack(self._in.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size))
+        self.counts.lost += drops
+        return int(drops)
+
+    def close(self) -> None:
+        self._in.close()
+        for out in self._out.values():
+            out.close()

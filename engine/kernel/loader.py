@@ -1,0 +1,247 @@
+"""The loader: a short-lived process that compiles, loads, pins and attaches, and is gone.
+
+It is the only process that imports bcc (75 MiB for the library, 140 with a compiled program). It reads an order as
+JSON on stdin and answers with one JSON line: a result, or an error of the engine's family.
+
+    python -m engine.kernel.loader < order.json
+
+Over a standing gate every program is replaced in place. On a first start that fails half way, everything that was
+attached is detached again: nothing is left half attached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InterfaceError, KernelError, PrivilegeError, SallyportError
+from engine.kernel import attach, headers, libbpf
+from engine.kernel.detach import detach
+from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
+from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
+
+_ERRORS = {kind.__name__: kind for kind in (InterfaceError, KernelError, PrivilegeError)}
+
+
+@dataclass(frozen=True)
+class Order:
+    state_dir: str
+    interfaces: list[str]
+    cgroup: str
+    mode: str
+    pid: int
+    xdp: str = "auto"
+
+
+@dataclass
+class Loaded:
+    """What now stands. `programs`: name -> {id, instructions, verified}; `seconds`: phase -> wall time."""
+
+    hold_ifindex: int = 0
+    held_ifindex: int = 0
+    interfaces: dict[str, int] = field(default_factory=dict)
+    xdp: dict[str, str] = field(default_factory=dict)
+    programs: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    taken_over: bool = False
+
+
+def load(order: Order) -> Loaded:
+    """Carry out an order. Raises an error of the engine's family."""
+    started = time.monotonic()
+    if os.geteuid() != 0:
+        raise PrivilegeError("Loading kernel programs needs root", hint="Run it with sudo.")
+    require_bpffs()
+    pins = Pins.of(Path(order.state_dir))
+    loaded = Loaded(taken_over=(pins.programs / "gate_egress").exists())
+    # Everything that can be refused is refused before anything is touched.
+    loaded.interfaces = {name: attach.interface_index(name) for name in order.interfaces}
+    cgroup = _open_cgroup(order.cgroup)
+    try:
+        before = dict(_standing_programs(pins))
+        pins.make()
+        Record(
+            pins.instance, order.state_dir, netns_inode(), order.interfaces, order.cgroup, order.mode, order.pid
+        ).write(pins.record)
+        compiled = _compile(pins)
+        loaded.seconds["compile"] = round(time.monotonic() - started, 3)
+        _attach_all(order, pins, loaded, compiled, before, cgroup)
+    except BaseException:
+        if not loaded.taken_over:
+            with contextlib.suppress(SallyportError, OSError):
+                detach(pins)
+        raise
+    finally:
+        os.close(cgroup)
+    loaded.seconds["total"] = round(time.monotonic() - started, 3)
+    return loaded
+
+
+def _open_cgroup(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise KernelError(
+            f"The control group {path} cannot be opened: {error.strerror}",
+            hint="Give the path of a cgroup v2 directory with --cgroup.",
+        ) from error
+    if not (Path(path) / "cgroup.procs").exists():
+        os.close(fd)
+        raise KernelError(f"{path} is no cgroup v2 directory", hint="Give one below the cgroup2 mount with --cgroup.")
+    return fd
+
+
+def _standing_programs(pins: Pins) -> list[tuple[str, int]]:
+    return [(pin.name, libbpf.obj_get(pin)) for pin in sorted(pins.programs.glob("*"))]
+
+
+def _compile(pins: Pins) -> dict[str, int]:
+    """Compile and load every program; return name -> fd. The maps pin themselves where SALLYPORT_PINS says."""
+    tree = headers.find()
+    if tree is not None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+    try:
+        from bcc import BPF  # noqa: PLC0415 - 75 MiB that only this process pays
+    except ImportError as error:
+        raise KernelError(
+            "The Python module bcc is not available to this Python",
+            hint="Run `make setup`: it installs python3-bpfcc and builds .venv on the distribution's Python.",
+        ) from error
+    flags = [f"-I{SOURCES / 'include'}", "-DSALLYPORT_KERNEL", f'-DSALLYPORT_PINS="{pins.maps}"']
+    fds: dict[str, int] = {}
+    for source in sorted({program.source for program in PROGRAMS}):
+        with _quiet() as said:
+            try:
+                module = BPF(src_file=str(SOURCES / source), cflags=flags)
+                for program in PROGRAMS:
+                    if program.source == source:
+                        fds[program.name] = _load(module, program)
+            except Exception as error:  # bcc raises bare Exception
+                raise KernelError(
+                    f"The kernel program {source} did not load: {error}",
+                    hint=f"What the compiler or the verifier said:\n{said().strip()[-2000:]}",
+                ) from error
+        _MODULES.append(module)
+    return fds
+
+
+_MODULES: list[Any] = []
+"""Keeps the modules alive: their finalizer closes the program fds."""
+
+
+def _load(module: Any, program: Program) -> int:
+    if program.attach_type and program.type != 13:
+        return int(module.load_func(program.name, program.type, attach_type=program.attach_type).fd)
+    return int(module.load_func(program.name, program.type).fd)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Send what the compiler and the verifier write to stderr into a file; yields a function that reads it."""
+    with open(os.memfd_create("said"), "w+b") as file:  # noqa: PTH123 - there is no path
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+
+            def said() -> str:
+                file.seek(0)
+                return file.read().decode(errors="replace")
+
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _attach_all(
+    order: Order, pins: Pins, loaded: Loaded, fds: dict[str, int], before: dict[str, int], cgroup: int
+) -> None:
+    """Identity first, then the gate, the sources last: a packet judged before its socket is known could only be held.
+
+    The pins are written before the attachments: should this process die in between, a detach still finds by them
+    which attached programs are ours.
+    """
+    ours = frozenset(int(libbpf.program_info(fd).id) for fd in (*before.values(), *fds.values()))
+    loaded.hold_ifindex, loaded.held_ifindex = attach.make_hold_device(pins)
+    for program in PROGRAMS:
+        fd = fds[program.name]
+        info = libbpf.program_info(fd)
+        loaded.programs[program.name] = {
+            "id": int(info.id),
+            "instructions": int(info.xlated_prog_len) // 8,
+            "verified": int(info.verified_insns),
+        }
+        libbpf.obj_pin(fd, pins.programs / program.name)
+    for program in PROGRAMS:
+        fd = fds[program.name]
+        if program.hook is Hook.CGROUP:
+            _link_cgroup(pins, program, fd, cgroup)
+        elif program.hook is Hook.TRACEPOINT:
+            # No update for this kind of link: the new one is attached before the old one goes with its pin.
+            link = libbpf.raw_tracepoint_open(program.tracepoint, fd)
+            libbpf.obj_pin(link, pins.links / program.name)
+    _write_hold(pins, loaded)
+    attach.attach_filter(loaded.held_ifindex, attach.INGRESS, fds["gate_discard"], "gate_discard", ours)
+    for name, index in loaded.interfaces.items():
+        attach.attach_filter(index, attach.EGRESS, fds["gate_egress"], "gate_egress", ours)
+        if order.xdp != "off":
+            old = before.get("gate_ingress")
+            loaded.xdp[name] = attach.attach_xdp(index, fds["gate_ingress"], order.xdp, old, ours)
+
+
+def _link_cgroup(pins: Pins, program: Program, fd: int, cgroup: int) -> None:
+    pin = pins.links / program.name
+    try:
+        standing = libbpf.obj_get(pin)
+    except FileNotFoundError:
+        standing = -1
+    if standing >= 0:
+        try:
+            libbpf.link_update(standing, fd)
+            return
+        except OSError:
+            # The control group is gone, and its link with it: a new link takes the pin's name.
+            pass
+        finally:
+            os.close(standing)
+    libbpf.obj_pin(libbpf.link_create(fd, cgroup, program.attach_type), pin)
+
+
+def _write_hold(pins: Pins, loaded: Loaded) -> None:
+    interfaces = libbpf.obj_get(pins.maps / "interfaces")
+    for index in loaded.interfaces.values():
+        libbpf.map_update(interfaces, index.to_bytes(4, "little"), (1).to_bytes(4, "little"))
+
+
+def main() -> int:
+    answer: dict[str, Any]
+    try:
+        answer = {"loaded": asdict(load(Order(**json.load(sys.stdin))))}
+    except SallyportError as error:
+        answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    except OSError as error:
+        answer = {"error": "KernelError", "message": f"Loading failed: {error}", "hint": ""}
+    print(json.dumps(answer))
+    return 0
+
+
+def reply(text: str) -> Loaded:
+    """Read what the loader answered; raises the error that it tells of."""
+    try:
+        answer = json.loads(text.strip().splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise KernelError("The loader ended without an answer", hint="Look above for what it said.") from error
+    if "error" in answer:
+        kind = _ERRORS.get(answer["error"], KernelError)
+        raise kind(answer["message"], hint=answer["hint"])
+    return Loaded(**answer["loaded"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

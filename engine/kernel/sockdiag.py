@@ -1,0 +1,132 @@
+"""sock_diag(7): which sockets there are, and the end of one of them.
+
+A destroy always carries the socket's 64-bit cookie. Without it, destroying a connection that is already gone finds the
+listener on that port, and ends the server.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from engine.errors import KernelError, PrivilegeError
+from engine.model.net import to_key
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_SOCK_DESTROY = 21
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_F_REQUEST, _F_ACK, _F_DUMP = 1, 4, 0x300
+_HEADER = struct.Struct("=IHHII")
+# struct inet_diag_req_v2 up to the socket id, struct inet_diag_sockid (linux/inet_diag.h)
+_REQUEST = struct.Struct("=BBBxI")
+_ID = struct.Struct("!HH16s16s")
+_TAIL = struct.Struct("=IQ")
+_MESSAGE = struct.Struct("=BBBB")
+_INODE_AND_UID = struct.Struct("=IIIII")
+ESTABLISHED, SYN_SENT, LISTEN = 1, 2, 10
+_ALL_STATES = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class SocketInfo:
+    """`src`, `dst` as 16 key bytes; `state` TCP_* of net/tcp_states.h."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    transport: int
+    state: int
+    cookie: int
+    uid: int
+    inode: int
+
+
+class SockDiag:
+    """One netlink socket, bound to the network namespace that it was made in."""
+
+    def __init__(self) -> None:
+        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        self._netlink.settimeout(2)
+        self._sequence = 0
+
+    def sockets(self, transport: int = socket.IPPROTO_TCP) -> Iterator[SocketInfo]:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _REQUEST.pack(family, transport, 0, _ALL_STATES) + bytes(48)
+            for message in self._ask(_SOCK_DIAG_BY_FAMILY, _F_REQUEST | _F_DUMP, request):
+                yield _socket_info(message, family, transport)
+
+    def destroy(self, src: bytes, dst: bytes, sport: int, dport: int, transport: int, cookie: int) -> bool:
+        """End the socket with this cookie: its owner sees ECONNABORTED, a TCP peer a reset. False when it is gone."""
+        if not cookie:
+            return False
+        for family in _families(src, dst):
+            addresses = (src, dst) if family == socket.AF_INET6 else (_ipv4(src), _ipv4(dst))
+            request = (
+                _REQUEST.pack(family, transport, 0, _ALL_STATES)
+                + _ID.pack(sport, dport, *addresses)
+                + _TAIL.pack(0, cookie)
+            )
+            try:
+                list(self._ask(_SOCK_DESTROY, _F_REQUEST | _F_ACK, request))
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINVAL):
+                    continue
+                if error.errno == errno.EPERM:
+                    raise PrivilegeError("Ending a socket needs CAP_NET_ADMIN", hint="Run it as root.") from error
+                raise KernelError(f"A socket could not be ended: {error.strerror}") from error
+            return True
+        return False
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+        self._sequence += 1
+        self._netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        while True:
+            data = self._netlink.recv(1 << 16)
+            at = 0
+            while at < len(data):
+                size, message, _, sequence, _ = _HEADER.unpack_from(data, at)
+                payload = data[at + _HEADER.size : at + size]
+                at += (size + 3) & ~3
+                if sequence != self._sequence:
+                    continue
+                if message == _NLMSG_DONE:
+                    return
+                if message == _NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return
+                yield payload
+
+    def close(self) -> None:
+        self._netlink.close()
+
+
+def _families(src: bytes, dst: bytes) -> tuple[int, ...]:
+    mapped = src.startswith(_MAPPED) and dst.startswith(_MAPPED)
+    # An IPv6 socket that speaks IPv4 is found under IPv6 with mapped addresses.
+    return (socket.AF_INET, socket.AF_INET6) if mapped else (socket.AF_INET6,)
+
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def _ipv4(key: bytes) -> bytes:
+    return key[12:] + bytes(12)
+
+
+def _socket_info(message: bytes, family: int, transport: int) -> SocketInfo:
+    _, state, _, _ = _MESSAGE.unpack_from(message)
+    sport, dport, src, dst = _ID.unpack_from(message, 4)
+    _, cookie = _TAIL.unpack_from(message, 40)
+    _, _, _, uid, inode = _INODE_AND_UID.unpack_from(message, 52)
+    if family == socket.AF_INET:
+        src, dst = (to_key(ip_address(address[:4])) for address in (src, dst))
+    return SocketInfo(src, dst, sport, dport, transport, state, cookie, uid, inode)
