@@ -108,7 +108,7 @@ check_room() {
 }
 
 ensure_environment() {
-    local stamp=.venv/made-from
+    local stamp=.venv/made-from kept
     check_python
     # A run that was killed between the two moves.
     put_back
@@ -130,8 +130,10 @@ ensure_environment() {
         install_project
         check_environment
         trap - EXIT
-        # An opa that was built here is kept, ensure_opa looks at its version.
-        if [ -e build/venv.old/bin/opa ]; then cp -P build/venv.old/bin/opa .venv/bin/opa; fi
+        # What did not come from the lock is kept: ensure_opa and ensure_headers look at it themselves.
+        for kept in bin/opa src; do
+            if [ -e "build/venv.old/$kept" ]; then mv "build/venv.old/$kept" ".venv/$kept"; fi
+        done
         rm -rf build/venv.old
     else
         say "pyproject.toml has changed: installing the command anew"

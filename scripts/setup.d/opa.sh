@@ -31,14 +31,16 @@ build_opa() {
 # download_opa: the release's own checksum file comes over the same connection, so it finds a damaged download; who
 # made the file is vouched for by TLS alone. Building with go (above) has the stronger proof and comes first.
 download_opa() {
-    local arch file base
+    local arch file base name
     arch=$(dpkg --print-architecture)
     file="opa_linux_${arch}_static"
     base="https://github.com/open-policy-agent/opa/releases/download/v$OPA_VERSION"
     say "downloading opa $OPA_VERSION ($file)"
     rm -f "build/$file" "build/$file.sha256" || return 1
-    curl --proto '=https' --tlsv1.2 --fail --location --silent --show-error --retry 2 --connect-timeout 15 \
-        --max-time 600 --output-dir build --remote-name-all "$base/$file" "$base/$file.sha256" || return 1
+    for name in "$file.sha256" "$file"; do
+        curl --proto '=https' --tlsv1.2 --fail --location --silent --show-error --retry 1 --connect-timeout 15 \
+            --max-time 600 --output "build/$name" "$base/$name" || return 1
+    done
     # The checksum file names the file by some path of the builder's: only the digest is taken from it.
     echo "$(awk '{ print $1; exit }' "build/$file.sha256")  build/$file" | sha256sum --check --quiet || return 1
     chmod 755 "build/$file" && mv "build/$file" build/opa

@@ -36,13 +36,6 @@ installed() {
     dpkg-query -W -f='${db:Status-Abbrev} ${Package}\n' "$@" 2>/dev/null | awk '$1 ~ /^[ih]i/ { print $2 }' || true
 }
 
-# BCC compiles against any kernel header tree: the programs read no structure of the running kernel. autoconf.h stands
-# only in a tree that belongs to an architecture, so a lone "-common" tree does not count.
-headers_present() {
-    compgen -G "/lib/modules/$(uname -r)/build/include/generated/autoconf.h" >/dev/null ||
-        compgen -G "/usr/src/linux-headers-*/include/generated/autoconf.h" >/dev/null
-}
-
 # missing_packages: print what is not there; the words libbpf and kernel-headers stand for a choice that apt decides.
 missing_packages() {
     local present name
@@ -64,10 +57,7 @@ resolve() {
     local choice
     case "$1" in
         libbpf) choices=(libbpf1 libbpf0) ;;
-        # The running kernel's own tree if the archive has it; else the newest (cloud and custom kernels have none).
-        kernel-headers)
-            choices=("linux-headers-$(uname -r)" "linux-headers-$(dpkg --print-architecture)" linux-headers-generic)
-            ;;
+        kernel-headers) mapfile -t choices < <(header_packages) ;;
     esac
     for choice in "${choices[@]}"; do
         if has_candidate "$choice"; then
@@ -167,7 +157,13 @@ ensure_packages() {
     apt_get "$log" update || fail_apt "$log"
     for name in "${missing[@]}"; do
         found=$(resolve "$name")
-        if [ -n "$found" ]; then names+=("$found"); else unknown+=("$name"); fi
+        if [ -z "$found" ]; then
+            unknown+=("$name")
+        elif [ "$name" = kernel-headers ] && brings_kernel "$found"; then
+            headers_apart=$found
+        else
+            names+=("$found")
+        fi
     done
     if [ "${#unknown[@]}" -gt 0 ]; then
         # apt-get update ends well even when it could reach nothing.
@@ -176,22 +172,28 @@ ensure_packages() {
             "On Ubuntu enable the universe component (add-apt-repository universe), then run make setup again."
     fi
 
+    [ "${#names[@]}" -eq 0 ] || install_packages "$log" "${names[@]}"
+}
+
+# install_packages LOG NAME...
+install_packages() {
+    local log=$1
+    shift
+    local -a names=("$@") missing=()
     say "installing: ${names[*]}"
     trap allow_services EXIT
-    for name in "${names[@]}"; do
-        [ "$name" != nginx ] || forbid_nginx_service
-    done
+    if [[ " ${names[*]} " == *" nginx "* ]]; then
+        forbid_nginx_service
+    fi
     apt_get "$log" install --no-install-recommends "${names[@]}" || fail_apt "$log"
-    for name in "${names[@]}"; do
-        if [ "$name" = nginx ] && command -v systemctl >/dev/null; then
-            say "keeping the nginx service off: the lab starts its own"
-            "$root/scripts/as-root" systemctl --quiet disable nginx || true
-        fi
-    done
+    if [[ " ${names[*]} " == *" nginx "* ]]; then
+        say "keeping the nginx service off: the lab starts its own"
+        "$root/scripts/as-root" update-rc.d nginx disable || true
+    fi
     allow_services
     trap - EXIT
 
-    mapfile -t missing < <(missing_packages)
+    mapfile -t missing < <(missing_packages | grep -v "^${headers_apart:+kernel-headers}\$")
     if [ "${#missing[@]}" -gt 0 ]; then
         fail "$EXIT_PACKAGES" "The package manager ended well, but these are still not there: ${missing[*]}" \
             "Look into $log, then run make setup again."
