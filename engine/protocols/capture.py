@@ -1,7 +1,7 @@
 """Capture files: pcap and pcapng, plain or gzip, read as a stream.
 
-Sources: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng. Every record that stands whole in the file is yielded
-before the error that ends it is raised, so a capture that was cut short still tells what it can.
+Sources: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng. Every record that stands whole in the file is
+yielded before the error that ends it is raised, so a capture that was cut short still tells what it can.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _TSRESOL, _TSOFFSET = 9, 14
 
 @dataclass(frozen=True)
 class CaptureRecord:
-    """One captured frame. `number` counts from 1; `time_ns` since the epoch, 0 where the file has no time; `link`
-    is a LINKTYPE_ number; `length` is what stood on the wire, of which `data` may be only the beginning."""
+    """One captured frame. `number` counts from 1; `time_ns` since the epoch, 0 where the file has no time;
+    `link` is a LINKTYPE_ number; `length` is what stood on the wire, of which `data` may be only the
+    beginning."""
 
     number: int
     time_ns: int
@@ -64,7 +65,8 @@ class _Source:
             self._kept = b""
 
     def take(self, count: int, what: str, *, optional: bool = False) -> bytes:
-        """Read exactly `count` bytes; at the very end of the file `optional` gives b"" instead of an error."""
+        """Read exactly `count` bytes; at the very end of the file `optional` gives b"" instead of an
+        error."""
         data = self._kept[:count]
         self._kept = self._kept[count:]
         while len(data) < count:
@@ -198,9 +200,7 @@ def _interface(source: _Source, order: str, body: bytes) -> _Interface:
     return _Interface(link, snaplen, ticks, offset_s)
 
 
-def _packet(
-    source: _Source, order: str, kind: int, body: bytes, interfaces: list[_Interface]
-) -> CaptureRecord:
+def _packet(source: _Source, order: str, kind: int, body: bytes, interfaces: list[_Interface]) -> CaptureRecord:
     high = low = index = 0
     start = 4 if kind == _SIMPLE_PACKET else 20
     if len(body) < start:

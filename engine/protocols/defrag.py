@@ -1,7 +1,7 @@
 """IP reassembly for captures (RFC 791 section 3.2, RFC 8200 section 4.5).
 
-The hold path does not use it: a fragment there is a stated reason of its own. Overlapping fragments are refused as
-a whole for both versions (RFC 5722; RFC 1858 shows what the overlap is for).
+The hold path does not use it: a fragment there is a stated reason of its own. Overlapping fragments are
+refused as a whole for both versions (RFC 5722; RFC 1858 shows what the overlap is for).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class _Pieces:
 
 
 class Defragmenter:
-    """Puts fragments of one capture together. At most `capacity` packets are under way; the oldest goes first."""
+    """Puts fragments of one capture together. At most `capacity` packets are under way; the oldest goes
+    first."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self._capacity = capacity

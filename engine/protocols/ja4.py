@@ -1,4 +1,5 @@
-"""JA4, the TLS client fingerprint by FoxIO (technical_details/JA4.md in FoxIO-LLC/ja4; JA4 itself is BSD 3-Clause).
+"""JA4, the TLS client fingerprint by FoxIO (technical_details/JA4.md in FoxIO-LLC/ja4; JA4 itself is BSD
+3-Clause).
 
 Values reserved by GREASE (RFC 8701) are ignored wherever they stand.
 """

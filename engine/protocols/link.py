@@ -30,7 +30,8 @@ VLAN_TAGS = frozenset((0x8100, 0x88A8, 0x9100, 0x9200))
 MPLS = frozenset((0x8847, 0x8848))
 PPPOE_SESSION = 0x8864
 
-# AF_INET6 has a value of its own on each system that writes these headers: NetBSD/OpenBSD, FreeBSD, Darwin, Linux.
+# AF_INET6 has a value of its own on each system that writes these headers: NetBSD/OpenBSD, FreeBSD, Darwin,
+# Linux.
 _FAMILIES = {2: IPV4, 10: IPV6, 24: IPV6, 28: IPV6, 30: IPV6}
 _PPP_PROTOCOLS = {0x0021: IPV4, 0x0057: IPV6}
 _NFLOG_PAYLOAD = 9
@@ -123,8 +124,8 @@ def _u16(frame: bytes, offset: int) -> int:
 
 
 def _null(frame: bytes) -> Layer | None:
-    # LINKTYPE_NULL is in the byte order of the machine that captured; LINKTYPE_LOOP is always big-endian, and both
-    # orders give different small numbers, so one reader serves.
+    # LINKTYPE_NULL is in the byte order of the machine that captured; LINKTYPE_LOOP is always big-endian, and
+    # both orders give different small numbers, so one reader serves.
     family = frame[0] | frame[1] << 8 if frame[0] else frame[2] << 8 | frame[3]
     protocol = _FAMILIES.get(family)
     return Layer(protocol, 4) if protocol and len(frame) > 4 else None
@@ -139,8 +140,8 @@ def _cooked_v2(frame: bytes) -> Layer:
 
 
 def _nflog(frame: bytes) -> Layer | None:
-    # Lengths and types are in the byte order of the host that captured, which the frame does not tell; little-endian
-    # is read, and a big-endian frame fails the bounds.
+    # Lengths and types are in the byte order of the host that captured, which the frame does not tell;
+    # little-endian is read, and a big-endian frame fails the bounds.
     offset = 4
     while offset + 4 <= len(frame):
         length, kind = struct.unpack_from("<HH", frame, offset)

@@ -1,8 +1,8 @@
 """QUIC Initial packets of a client: open them, put the CRYPTO frames together, read the hello.
 
-Versions 1 (RFC 9000, RFC 9001 section 5), 2 (RFC 9369) and the drafts that used their own salts. The keys of Initial
-packets come from the destination connection id of the client's first one, so anybody on the path can open them: they
-protect against packets made up off the path, not against reading.
+Versions 1 (RFC 9000, RFC 9001 section 5), 2 (RFC 9369) and the drafts that used their own salts. The keys of
+Initial packets come from the destination connection id of the client's first one, so anybody on the path can
+open them: they protect against packets made up off the path, not against reading.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from engine.protocols.tls import CLIENT_HELLO, HelloReading, parse_hello, stated
 DEFAULT_LIMIT = 16 * 1024
 """Bytes of one hello."""
 MAX_DATAGRAMS = 32
-"""Datagrams of one first flight; browsers send two or three, Chrome's padding games ("chaos protection") some more."""
+"""Datagrams of one first flight; browsers send two or three, Chrome's padding games ("chaos protection") some
+more."""
 _MAX_PIECES = 256
 
 V1, V2 = 0x00000001, 0x6B3343CF
@@ -53,8 +54,8 @@ _PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0x00, 0x01, 0x02, 0x03, 0x06,
 
 @dataclass(frozen=True)
 class InitialPacket:
-    """One protected Initial packet of a datagram. `packet` runs from its first byte to its end; `pn_offset` is where
-    the protected packet number starts in it."""
+    """One protected Initial packet of a datagram. `packet` runs from its first byte to its end; `pn_offset`
+    is where the protected packet number starts in it."""
 
     version: int
     dcid: bytes
@@ -70,7 +71,8 @@ def known(version: int) -> bool:
 
 
 def version_of(datagram: bytes) -> int | None:
-    """Return the version of a datagram that starts with a long header (RFC 8999 section 5.1), None for any other."""
+    """Return the version of a datagram that starts with a long header (RFC 8999 section 5.1), None for any
+    other."""
     if len(datagram) < 7 or not datagram[0] & _LONG:
         return None
     return int.from_bytes(datagram[1:5], "big")
@@ -124,7 +126,8 @@ class ClientKeys:
         self.iv = _expand_label(secret, prefix + b"iv", 12)
         self.hp = _expand_label(secret, prefix + b"hp", 16)
         self._aead = AESGCM(self.key)
-        # ECB over one block is how RFC 9001 section 5.4.3 makes the header mask: nothing is encrypted with it.
+        # ECB over one block is how RFC 9001 section 5.4.3 makes the header mask: nothing is encrypted with
+        # it.
         self._mask = Cipher(algorithms.AES(self.hp), modes.ECB())  # noqa: S305
         self._expected = 0
 
@@ -152,9 +155,9 @@ class ClientKeys:
 class InitialAssembler:
     """Reads the hello of one client on one UDP flow, in the client's direction.
 
-    `feed` takes datagrams as they come and returns None while more are needed, then the reading, and from there on
-    the same reading. NOT_TLS: not QUIC. UNSUPPORTED: QUIC of another version. MALFORMED: an Initial that does not open,
-    or opens to what is no hello. `opened` says that at least one packet was authentic.
+    `feed` takes datagrams as they come and returns None while more are needed, then the reading, and from
+    there on the same reading. NOT_TLS: not QUIC. UNSUPPORTED: QUIC of another version. MALFORMED: an Initial
+    that does not open, or opens to what is no hello. `opened` says that at least one packet was authentic.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT, max_datagrams: int = MAX_DATAGRAMS) -> None:
@@ -214,7 +217,8 @@ class InitialAssembler:
         keys = ClientKeys(packet.version, packet.dcid)
         frames = keys.open(packet)
         if frames is not None:
-            # The first packet, or the first after a Retry (RFC 9001 section 5.2): the CRYPTO stream starts afresh.
+            # The first packet, or the first after a Retry (RFC 9001 section 5.2): the CRYPTO stream starts
+            # afresh.
             self._keys, self._dcid = keys, packet.dcid
             self._crypto = OrderedBytes(self._limit, _MAX_PIECES)
         return frames
@@ -246,8 +250,8 @@ class InitialAssembler:
 
 
 def crypto_frames(frames: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, data) of the CRYPTO frames. ValueError or IndexError: a frame that no Initial may hold, or one
-    that runs past the end (RFC 9000 sections 12.4 and 19)."""
+    """Yield (offset, data) of the CRYPTO frames. ValueError or IndexError: a frame that no Initial may hold,
+    or one that runs past the end (RFC 9000 sections 12.4 and 19)."""
     at = 0
     end = len(frames)
     while at < end:
@@ -271,10 +275,11 @@ def crypto_frames(frames: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def plausible_version(version: int) -> bool:
-    """Say whether a number looks like a QUIC version that exists: any UDP datagram can have the long header's bit.
+    """Say whether a number looks like a QUIC version that exists: any UDP datagram can have the long header's
+    bit.
 
-    Google's Q0xx and T0xx, IETF drafts, Facebook's mvfst, and the versions reserved to force negotiation (RFC 9000
-    section 15).
+    Google's Q0xx and T0xx, IETF drafts, Facebook's mvfst, and the versions reserved to force negotiation (RFC
+    9000 section 15).
     """
     raw = version.to_bytes(4, "big")
     google = raw[:1] in (b"Q", b"T") and raw[1:].isdigit()

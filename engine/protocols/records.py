@@ -15,8 +15,9 @@ _MAX_FRAGMENT = 16_384
 class HelloAssembler:
     """Reads a hello from the first bytes of a TCP stream, however they are cut.
 
-    `feed` takes the next bytes in stream order and returns None while more are needed, then the reading; from there
-    on it returns the same reading. The verdict on a stream never depends on how it was cut. `limit` bounds the bytes taken in.
+    `feed` takes the next bytes in stream order and returns None while more are needed, then the reading; from
+    there on it returns the same reading. The verdict on a stream never depends on how it was cut. `limit`
+    bounds the bytes taken in.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
@@ -106,7 +107,8 @@ class HelloAssembler:
 
 
 def _sslv2(header: bytes) -> HelloReading | None:
-    """Tell the SSL 2.0 compatible hello (RFC 5246 appendix E.2), which has no room for a name, from other traffic."""
+    """Tell the SSL 2.0 compatible hello (RFC 5246 appendix E.2), which has no room for a name, from other
+    traffic."""
     not_tls = stated(NameState.NOT_TLS, f"the first byte 0x{header[0]:02x} starts no TLS handshake")
     if not header[0] & 0x80 or (len(header) > 2 and header[2] != CLIENT_HELLO):
         return not_tls

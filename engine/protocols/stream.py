@@ -1,8 +1,8 @@
 """TCP reassembly of one direction (RFC 9293 section 3.4), for the few kilobytes that a hello takes.
 
-Bytes that arrive twice must be the same bytes. Two versions of one position are how a name is shown to the gate and
-another one to the server (Ptacek and Newsham, 1998), so they end the stream in a stated conflict, whichever version
-the server's stack would have kept.
+Bytes that arrive twice must be the same bytes. Two versions of one position are how a name is shown to the
+gate and another one to the server (Ptacek and Newsham, 1998), so they end the stream in a stated conflict,
+whichever version the server's stack would have kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ DEFAULT_SEGMENTS = 64
 class Outcome(str, Enum):
     """What became of one segment.
 
-    data: it brought bytes that are next in order. duplicate: nothing new in it (a retransmission, an empty segment).
-    waiting: kept until what precedes it arrives. conflict: it contradicts bytes that came before. full: it exceeds the bound
-    in bytes or segments. The last two are final.
+    data: it brought bytes that are next in order. duplicate: nothing new in it (a retransmission, an empty
+    segment). waiting: kept until what precedes it arrives. conflict: it contradicts bytes that came before.
+    full: it exceeds the bound in bytes or segments. The last two are final.
     """
 
     DATA = "data"
@@ -30,11 +30,12 @@ class Outcome(str, Enum):
 
 
 class OrderedBytes:
-    """Bytes placed by position: what is contiguous from the start, and pieces that wait for what precedes them.
+    """Bytes placed by position: what is contiguous from the start, and pieces that wait for what precedes
+    them.
 
-    `limit` bounds the bytes kept, `max_pieces` the pieces that wait. With `window`, contiguous bytes beyond `limit`
-    are forgotten instead of being too many; what comes again from there can no longer be compared and counts as a
-    duplicate. Serves TCP and QUIC's CRYPTO frames alike.
+    `limit` bounds the bytes kept, `max_pieces` the pieces that wait. With `window`, contiguous bytes beyond
+    `limit` are forgotten instead of being too many; what comes again from there can no longer be compared and
+    counts as a duplicate. Serves TCP and QUIC's CRYPTO frames alike.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT, max_pieces: int = DEFAULT_SEGMENTS, *, window: bool = False) -> None:
@@ -170,13 +171,14 @@ class Push:
 class StreamAssembler:
     """Turns segments of one direction into a byte stream, positions counted from its first byte.
 
-    Without `window` every byte is kept up to `limit`, and conflict and full are final: so the gate uses it. With
-    `window` it follows a stream of any length in a capture: only the last `limit` bytes are kept to compare with, and
-    a segment that is in conflict or too far ahead is left out, for the caller to go on with `skip_gap` or `resume`.
+    Without `window` every byte is kept up to `limit`, and conflict and full are final: so the gate uses it.
+    With `window` it follows a stream of any length in a capture: only the last `limit` bytes are kept to
+    compare with, and a segment that is in conflict or too far ahead is left out, for the caller to go on with
+    `skip_gap` or `resume`.
 
-    The first byte is the one after the SYN; without a SYN it is the first byte of the first segment seen, or `start`
-    (a sequence number) when the caller knows it. Sequence numbers may wrap. Data in the SYN (Fast Open, RFC 7413)
-    is data.
+    The first byte is the one after the SYN; without a SYN it is the first byte of the first segment seen, or
+    `start` (a sequence number) when the caller knows it. Sequence numbers may wrap. Data in the SYN (Fast
+    Open, RFC 7413) is data.
     """
 
     def __init__(

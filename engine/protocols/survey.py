@@ -1,8 +1,8 @@
 """Every client hello of a capture: frames in, sightings out.
 
-A hello usually opens its stream, and comes late after STARTTLS, CONNECT, SOCKS, a proxy header or a database's own
-negotiation. Those are not spoken here: a late hello is found by its own form, where a segment starts or behind what
-precedes it in the same segment, on any port and in both directions.
+A hello usually opens its stream, and comes late after STARTTLS, CONNECT, SOCKS, a proxy header or a
+database's own negotiation. Those are not spoken here: a late hello is found by its own form, where a segment
+starts or behind what precedes it in the same segment, on any port and in both directions.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _STREAM_WINDOW = 16 * 1024
 _Entry = TypeVar("_Entry")
 _PREFIX_LIMIT = 2048
 _SHAPE = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x40].\x01\x00..\x03[\x00-\x04]", re.DOTALL)
-"""The first eleven bytes of a record with a ClientHello: 56 of 88 bits fixed or nearly so, on top of which the
-whole message has to add up. Random bytes do not pass."""
+"""The first eleven bytes of a record with a ClientHello: 56 of 88 bits fixed or nearly so, on top of which
+the whole message has to add up. Random bytes do not pass."""
 _SHAPE_LENGTH = 11
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """One client hello. `packet` is the number of the record that completed it, `time_ns` that record's time; `late`:
-    other data came before it in its stream. The flow is the client's direction."""
+    """One client hello. `packet` is the number of the record that completed it, `time_ns` that record's time;
+    `late`: other data came before it in its stream. The flow is the client's direction."""
 
     packet: int
     time_ns: int
@@ -99,14 +99,18 @@ class Survey:
         ]
 
     def finish(self) -> list[Sighting]:
-        """Return the hellos that began and never became whole (PARTIAL), with the last packet of their flow."""
-        found = []
-        for flow, stream in self._streams.items():
-            for reading, late in stream.finish():
-                found.append(Sighting(*stream.last, "tcp", flow, reading, late))
-        for flow, client in self._quic.items():
-            for reading in client.finish():
-                found.append(Sighting(*client.last, "quic", flow, reading, late=False))
+        """Return the hellos that began and never became whole (PARTIAL), with the last packet of their
+        flow."""
+        found = [
+            Sighting(*stream.last, "tcp", flow, reading, late)
+            for flow, stream in self._streams.items()
+            for reading, late in stream.finish()
+        ]
+        found += [
+            Sighting(*client.last, "quic", flow, reading, late=False)
+            for flow, client in self._quic.items()
+            for reading in client.finish()
+        ]
         return sorted(found, key=lambda sighting: sighting.packet)
 
     def _tcp(self, packet: Packet, record: CaptureRecord) -> list[tuple[HelloReading, bool]]:
@@ -241,8 +245,8 @@ class _HelloSearch:
     def _inside(self, data: bytes) -> list[tuple[HelloReading, bool]]:
         """Look behind the start of a piece: a request and the hello after it, in one segment.
 
-        What precedes must end a line, or the hello must end the segment, for a client has to wait for the server
-        then: a hello inside a file that is being transferred is neither.
+        What precedes must end a line, or the hello must end the segment, for a client has to wait for the
+        server then: a hello inside a file that is being transferred is neither.
         """
         if self._candidate is not None or self._told is not None:
             return []
@@ -273,8 +277,8 @@ class _HelloSearch:
         if reading.state is NameState.UNSUPPORTED and not opens:
             return []
         if self._told is not None and (reading.name, reading.raw_name) == (self._told.name, self._told.raw_name):
-            # The second hello after a HelloRetryRequest says the same as the first (RFC 8446 section 4.1.2); one
-            # that names another server is told.
+            # The second hello after a HelloRetryRequest says the same as the first (RFC 8446 section 4.1.2);
+            # one that names another server is told.
             return []
         self._told = reading
         return [(reading, self._late)]
@@ -290,7 +294,8 @@ class _QuicFlow:
 
     def datagram(self, datagram: bytes) -> list[HelloReading]:
         if self._assembler.reading is not None:
-            # Retransmissions and the flight after a Retry bring the same hello again; other bytes are another one.
+            # Retransmissions and the flight after a Retry bring the same hello again; other bytes are another
+            # one.
             self._assembler = quic.InitialAssembler()
         reading = self._assembler.feed(datagram)
         return self._tell(reading) if reading is not None else []

@@ -1,7 +1,9 @@
-"""The TLS ClientHello: bytes in, one reading out (RFC 8446 section 4.1.2, RFC 5246, RFC 6066, RFC 7301, RFC 9849).
+"""The TLS ClientHello: bytes in, one reading out (RFC 8446 section 4.1.2, RFC 5246, RFC 6066, RFC 7301, RFC
+9849).
 
-A reading is whole or it states what is wrong: there is never a name from a hello that was not read to its end.
-`parse_hello` reads one handshake message; `engine.protocols.records` finds it in a TCP stream, `quic` in datagrams.
+A reading is whole or it states what is wrong: there is never a name from a hello that was not read to its
+end. `parse_hello` reads one handshake message; `engine.protocols.records` finds it in a TCP stream, `quic` in
+datagrams.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import struct
 
 from engine.model.facts import Hello, Name, NameState
-from engine.model.name import read_name
+from engine.model.name import normalise
 from engine.protocols import ja4
 
 CLIENT_HELLO = 1
@@ -28,10 +30,11 @@ _U16 = struct.Struct("!H")
 class HelloReading:
     """What a client's first payload said.
 
-    `name` is the policy's fact; `raw_name` the bytes sent, also of an invalid name. `reason` is empty for COMPLETE
-    and ABSENT and says in a clause what is wrong otherwise. `versions` and `alpn` as in `engine.model.facts.Hello`, without
-    GREASE. `ciphers`, `extensions`, `signature_algorithms` are wire numbers in order. `size`: bytes of the handshake
-    message with its header; `records`: TLS records it took, 0 for QUIC.
+    `name` is the policy's fact; `raw_name` the bytes sent, also of an invalid name. `reason` is empty for
+    COMPLETE and ABSENT and says in a clause what is wrong otherwise. `versions` and `alpn` as in
+    `engine.model.facts.Hello`, without GREASE. `ciphers`, `extensions`, `signature_algorithms` are wire
+    numbers in order. `size`: bytes of the handshake message with its header; `records`: TLS records it took,
+    0 for QUIC.
     """
 
     __slots__ = (
@@ -108,8 +111,8 @@ def stated(state: NameState, reason: str) -> HelloReading:
 def parse_hello(message: bytes, *, quic: bool = False) -> HelloReading:
     """Read one whole ClientHello handshake message, its four-byte header included.
 
-    A message that ends before its declared length is PARTIAL; anything that contradicts its own lengths, repeats an
-    extension or names the server twice is MALFORMED (RFC 8446 section 4.2, RFC 6066 section 3).
+    A message that ends before its declared length is PARTIAL; anything that contradicts its own lengths,
+    repeats an extension or names the server twice is MALFORMED (RFC 8446 section 4.2, RFC 6066 section 3).
     """
     try:
         return _parse(message, quic)
@@ -124,8 +127,9 @@ class _MalformedError(Exception):
 
 
 def early_fault(message: bytes | bytearray) -> str:
-    """Say what the first bytes of a hello settle already, in the order of the bytes, so that a hello that arrives in
-    pieces is judged like one that arrives at once, and nothing is held that the rest cannot mend."""
+    """Say what the first bytes of a hello settle already, in the order of the bytes, so that a hello that
+    arrives in pieces is judged like one that arrives at once, and nothing is held that the rest cannot
+    mend."""
     present = len(message)
     if not present:
         return ""
@@ -186,9 +190,9 @@ def _parse(message: bytes, quic: bool) -> HelloReading:
     reason = ""
     if _SERVER_NAME in spans:
         raw_name = _server_name(message, *spans[_SERVER_NAME])
-        name = read_name(raw_name, ech=ech)
-        if name.state is NameState.INVALID:
-            reason = "the server name is no host name"
+        value, why = normalise(raw_name)
+        name = Name(value, NameState.INVALID if why else NameState.COMPLETE, ech)
+        reason = why and f"the server name is {why}"
     first_alpn = b""
     alpn: tuple[str, ...] = ()
     if _ALPN in spans:
@@ -214,7 +218,8 @@ def _parse(message: bytes, quic: bool) -> HelloReading:
 
 
 def _server_name(message: bytes, start: int, stop: int) -> bytes:
-    # RFC 6066 section 3 defines one name type and forbids two names of a type: so one entry, filling the list.
+    # RFC 6066 section 3 defines one name type and forbids two names of a type: so one entry, filling the
+    # list.
     if stop - start < 6 or message[start] << 8 | message[start + 1] != stop - start - 2:
         raise _MalformedError("a server name list that contradicts its length")
     if message[start + 2] != 0:
@@ -244,7 +249,8 @@ def _alpn(message: bytes, start: int, stop: int) -> tuple[bytes, tuple[str, ...]
 
 
 def protocol_text(protocol: bytes) -> str:
-    """Return an ALPN protocol as text: printable ASCII as it is, any other byte and the backslash as \\xNN."""
+    """Return an ALPN protocol as text: printable ASCII as it is, any other byte and the backslash as
+    \\xNN."""
     if protocol.isalnum():
         return protocol.decode("ascii")
     return "".join([chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in protocol])

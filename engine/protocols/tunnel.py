@@ -1,7 +1,7 @@
 """Tunnels: where the network layer inside a tunnel's packet starts.
 
-Sources: RFC 2784 and 2890 (GRE), RFC 2637 (PPTP's GRE), RFC 8926 (Geneve), RFC 7348 (VXLAN), 3GPP TS 29.281 (GTP-U),
-RFC 4380 (Teredo), RFC 2003 and 4213 (IP in IP), RFC 3032 (MPLS).
+Sources: RFC 2784 and 2890 (GRE), RFC 2637 (PPTP's GRE), RFC 8926 (Geneve), RFC 7348 (VXLAN), 3GPP TS 29.281
+(GTP-U), RFC 4380 (Teredo), RFC 2003 and 4213 (IP in IP), RFC 3032 (MPLS).
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ _GTP_DATA = 0xFF
 _MAX_LABELS = 8
 
 
-def inside(
-    frame: bytes, protocol: int, sport: int, dport: int, start: int, end: int
-) -> tuple[str, Layer] | None:
+def inside(frame: bytes, protocol: int, ports: tuple[int, int], start: int, end: int) -> tuple[str, Layer] | None:
     """Return the tunnel's name and its inner layer, or None when the packet is no tunnel that is known here.
 
     `start` and `end` bound the IP payload (for UDP: the UDP payload) in `frame`.
     """
     try:
-        found = _find(frame, protocol, sport, dport, start)
+        found = _find(frame, protocol, ports, start)
     except (IndexError, struct.error):
         return None
     return found if found and found[1].offset < end else None
@@ -56,7 +54,7 @@ def mpls(frame: bytes, layer: Layer) -> Layer | None:
     return None
 
 
-def _find(frame: bytes, protocol: int, sport: int, dport: int, start: int) -> tuple[str, Layer] | None:
+def _find(frame: bytes, protocol: int, ports: tuple[int, int], start: int) -> tuple[str, Layer] | None:
     if protocol == _IPV4_IN_IP:
         return "ipip", Layer(IPV4, start)
     if protocol == _IPV6_IN_IP:
@@ -67,7 +65,7 @@ def _find(frame: bytes, protocol: int, sport: int, dport: int, start: int) -> tu
         return _named("mpls", mpls(frame, Layer(0, start)))
     if protocol != _UDP:
         return None
-    ports = (sport, dport)
+    dport = ports[1]
     if dport == _GENEVE:
         return _named("geneve", _geneve(frame, start))
     if dport == _VXLAN:
