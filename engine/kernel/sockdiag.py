@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from engine.abi.records import Tuple
 from engine.errors import KernelError, PrivilegeError
 from engine.model.net import to_key
 
@@ -35,13 +36,9 @@ _ALL_STATES = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class SocketInfo:
-    """`src`, `dst` as 16 key bytes; `state` TCP_* of net/tcp_states.h."""
+    """`state` TCP_* of net/tcp_states.h; `inode` is what /proc/PID/fd shows as socket:[inode]."""
 
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    transport: int
+    flow: Tuple
     state: int
     cookie: int
     uid: int
@@ -62,15 +59,15 @@ class SockDiag:
             for message in self._ask(_SOCK_DIAG_BY_FAMILY, _F_REQUEST | _F_DUMP, request):
                 yield _socket_info(message, family, transport)
 
-    def destroy(self, src: bytes, dst: bytes, sport: int, dport: int, transport: int, cookie: int) -> bool:
+    def destroy(self, flow: Tuple, cookie: int) -> bool:
         """End the socket with this cookie: its owner sees ECONNABORTED, a TCP peer a reset. False when it is gone."""
         if not cookie:
             return False
-        for family in _families(src, dst):
-            addresses = (src, dst) if family == socket.AF_INET6 else (_ipv4(src), _ipv4(dst))
+        for family in _families(flow.src, flow.dst):
+            addresses = (flow.src, flow.dst) if family == socket.AF_INET6 else (_ipv4(flow.src), _ipv4(flow.dst))
             request = (
-                _REQUEST.pack(family, transport, 0, _ALL_STATES)
-                + _ID.pack(sport, dport, *addresses)
+                _REQUEST.pack(family, flow.transport, 0, _ALL_STATES)
+                + _ID.pack(flow.sport, flow.dport, *addresses)
                 + _TAIL.pack(0, cookie)
             )
             try:
@@ -129,4 +126,4 @@ def _socket_info(message: bytes, family: int, transport: int) -> SocketInfo:
     _, _, _, uid, inode = _INODE_AND_UID.unpack_from(message, 52)
     if family == socket.AF_INET:
         src, dst = (to_key(ip_address(address[:4])) for address in (src, dst))
-    return SocketInfo(src, dst, sport, dport, transport, state, cookie, uid, inode)
+    return SocketInfo(Tuple(src, dst, sport, dport, transport), state, cookie, uid, inode)
