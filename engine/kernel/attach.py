@@ -29,6 +29,7 @@ _ETH_P_ALL = 3
 _XDP_NATIVE, _XDP_GENERIC, _XDP_REPLACE = 4, 2, 16
 _ETHERNET, _LOOPBACK = 1, 772
 _JUMBO = 65535
+_TCA_BPF_ID = 11
 
 
 @contextmanager
@@ -88,8 +89,17 @@ def _filter(ip: IPRoute, index: int, parent: str) -> tuple[str, int, bool] | Non
         if found["handle"] != _HANDLE:
             continue
         name = options.get_attr("TCA_BPF_NAME") or ""
-        return name, int(options.get_attr("TCA_BPF_ID") or 0), bool(options.get_attr("TCA_BPF_FLAGS") or 0)
+        return name, _program_id(options), bool(options.get_attr("TCA_BPF_FLAGS") or 0)
     return None
+
+
+def _program_id(options: Any) -> int:
+    """TCA_BPF_ID (linux/pkt_cls.h), which pyroute2 0.9 hands over undecoded."""
+    for slot in options["attrs"]:
+        raw = slot[1]
+        if slot[0] == "UNKNOWN" and raw["header"]["type"] == _TCA_BPF_ID:
+            return int.from_bytes(raw.data[raw.offset + 4 : raw.offset + 8], "little")
+    return 0
 
 
 def attach_filter(index: int, parent: str, program: int, name: str, ours: frozenset[int]) -> None:
@@ -128,11 +138,12 @@ def detach_filter(index: int, parent: str, ours: frozenset[int]) -> bool:
 
 
 def _xdp(ip: IPRoute, index: int) -> tuple[int, int]:
-    """(attached mode, program id), zeros when there is none."""
+    """(flag of the attached mode, program id), zeros when there is none."""
     xdp = ip.get_links(index)[0].get_attr("IFLA_XDP")
-    if xdp is None:
+    if xdp is None or not xdp.get_attr("IFLA_XDP_PROG_ID"):
         return 0, 0
-    return int(xdp.get_attr("IFLA_XDP_ATTACHED") or 0), int(xdp.get_attr("IFLA_XDP_PROG_ID") or 0)
+    generic = xdp.get_attr("IFLA_XDP_ATTACHED") == "xdpgeneric"
+    return _XDP_GENERIC if generic else _XDP_NATIVE, int(xdp.get_attr("IFLA_XDP_PROG_ID"))
 
 
 def attach_xdp(index: int, program: int, mode: str, old: int | None, ours: frozenset[int]) -> str:
@@ -152,12 +163,13 @@ def attach_xdp(index: int, program: int, mode: str, old: int | None, ours: froze
                 hint='Remove it (ip link set DEV xdp off) or run with xdp = "off" in the configuration.',
             )
         if standing:
-            chosen = {1: _XDP_NATIVE, 2: _XDP_GENERIC}.get(attached, _XDP_GENERIC)
-            attributes = [["IFLA_XDP_FD", program], ["IFLA_XDP_FLAGS", chosen | _XDP_REPLACE]]
+            # EXPECTED_FD without the REPLACE flag is ignored, and the flag without the fd is refused.
+            flags = attached | (_XDP_REPLACE if old is not None else 0)
+            attributes = [["IFLA_XDP_FD", program], ["IFLA_XDP_FLAGS", flags]]
             if old is not None:
                 attributes.append(["IFLA_XDP_EXPECTED_FD", old])
             ip.link("set", index=index, xdp={"attrs": attributes})
-            return "native" if chosen == _XDP_NATIVE else "generic"
+            return "native" if attached == _XDP_NATIVE else "generic"
         tries = {"native": (_XDP_NATIVE,), "generic": (_XDP_GENERIC,)}.get(
             mode, (_XDP_GENERIC,) if veth else (_XDP_NATIVE, _XDP_GENERIC)
         )
@@ -177,8 +189,7 @@ def detach_xdp(index: int, ours: frozenset[int]) -> bool:
         attached, standing = _xdp(ip, index)
         if not standing or standing not in ours:
             return False
-        chosen = {1: _XDP_NATIVE, 2: _XDP_GENERIC}.get(attached, 0)
-        ip.link("set", index=index, xdp={"attrs": [["IFLA_XDP_FD", -1], ["IFLA_XDP_FLAGS", chosen]]})
+        ip.link("set", index=index, xdp={"attrs": [["IFLA_XDP_FD", -1], ["IFLA_XDP_FLAGS", attached]]})
         return True
 
 

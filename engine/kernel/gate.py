@@ -186,7 +186,7 @@ class KernelGate:
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """Return {map: (entries, most)}. Walks the keys: for `status`, not for the packet path."""
-        return {name: (sum(1 for _ in map_.keys()), map_.max_entries) for name, map_ in self._maps.items()}
+        return {name: (sum(1 for _ in map_.walk()), map_.max_entries) for name, map_ in self._maps.items()}
 
     # ---- flows and processes
 

@@ -128,7 +128,7 @@ def map_next_key(fd: int, key: bytes | None, following: ctypes.Array[ctypes.c_ch
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
-    """Update `count` entries from packed keys and values. OSError in UNSUPPORTED where the kernel cannot (LPM, 5.10)."""
+    """Update many entries from packed keys and values. OSError in UNSUPPORTED where the kernel cannot (LPM, 5.10)."""
     done = ctypes.c_uint32(count)
     _call("bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None)
 

@@ -53,7 +53,7 @@ class Map:
     def remove(self, key: bytes) -> bool:
         return libbpf.map_delete(self.fd, key)
 
-    def keys(self) -> Iterator[bytes]:
+    def walk(self) -> Iterator[bytes]:
         """Walk the keys. Entries that come or go meanwhile may be missed or met; a walk never runs for ever."""
         following = ctypes.create_string_buffer(self.key_size)
         key: bytes | None = None
@@ -64,7 +64,7 @@ class Map:
             yield key
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        for key in list(self.keys()):
+        for key in list(self.walk()):
             value = self.get(key)
             if value is not None:
                 yield key, value
