@@ -79,7 +79,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if not session.config.getoption("strict_tiers"):
+    # A file that could not be collected is reported with its reason by pytest itself.
+    if not session.config.getoption("strict_tiers") or session.testsfailed:
         return
     for word in session.config.args:
         asked = (session.config.invocation_params.dir / word.partition("::")[0]).resolve()
