@@ -79,12 +79,18 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # A file that could not be collected is reported with its reason by pytest itself.
-    if not session.config.getoption("strict_tiers") or session.testsfailed:
+    asked = {
+        word: (session.config.invocation_params.dir / word.partition("::")[0]).resolve() for word in session.config.args
+    }
+    # What is not there or cannot be collected is reported by pytest itself, after this hook, with its own reason.
+    if (
+        not session.config.getoption("strict_tiers")
+        or session.testsfailed
+        or not all(path.exists() for path in asked.values())
+    ):
         return
-    for word in session.config.args:
-        asked = (session.config.invocation_params.dir / word.partition("::")[0]).resolve()
-        if not any(asked == item.path or asked in item.path.parents for item in session.items):
+    for word, path in asked.items():
+        if not any(path == item.path or path in item.path.parents for item in session.items):
             raise pytest.UsageError(f"{word} has no test: a tier that was asked for must run something")
 
 
