@@ -19,7 +19,7 @@ from audit import keys, proof, review
 from audit.checkpoint import VerifierKey, encode_base64
 from audit.errors import EXIT_FINDING, EXIT_OK, AuditError, DiskError, FormatError, RequestError
 from audit.layout import Layout
-from audit.terminal import escape
+from audit.terminal import escape, escape_json
 from audit.verify import verify
 
 DEFAULT_STATE_DIR = "/var/lib/sallyport"
@@ -149,7 +149,7 @@ def _guarded(handler: Callable[[argparse.Namespace], int], args: argparse.Namesp
     try:
         return handler(args)
     except AuditError as error:
-        print(escape_lines(error.diagnostics()), file=sys.stderr)
+        print(_escape_lines(error.diagnostics()), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_OK  # the ordinary end of --follow
@@ -160,7 +160,7 @@ def _guarded(handler: Callable[[argparse.Namespace], int], args: argparse.Namesp
         return EXIT_OK
 
 
-def escape_lines(text: str) -> str:
+def _escape_lines(text: str) -> str:
     return "\n".join(escape(line) for line in text.split("\n"))
 
 
@@ -215,7 +215,7 @@ def _verify(args: argparse.Namespace) -> int:
     key = _given_key(args.key) if args.key else None
     report = verify(args.state_dir, key=key, external=[_note(path) for path in args.head])
     if args.json:
-        print(escape_lines(msgspec.json.encode(report.document()).decode()))
+        print(escape_json(msgspec.json.encode(report.document()).decode()))
     else:
         for line in report.text():
             print(line)

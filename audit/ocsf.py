@@ -173,7 +173,7 @@ class Body(msgspec.Struct, omit_defaults=True, gc=False):
     activity_id: int
     type_uid: int
     severity_id: int
-    metadata: msgspec.Raw
+    metadata: dict[str, Any]
     time: int = 0
     action_id: int = 0
     disposition_id: int = 0
@@ -191,10 +191,12 @@ class Body(msgspec.Struct, omit_defaults=True, gc=False):
     unmapped: _Unmapped | None = None
 
 
-def _metadata(*profiles: str) -> msgspec.Raw:
-    product = {"name": "Sallyport", "vendor_name": "Sallyport"}
-    said = {"version": OCSF_VERSION, "product": product, "profiles": profiles}
-    return msgspec.Raw(msgspec.json.encode(said))  # the same in every entry: encoded once
+def _metadata(*profiles: str) -> dict[str, Any]:
+    return {
+        "version": OCSF_VERSION,
+        "product": {"name": "Sallyport", "vendor_name": "Sallyport"},
+        "profiles": list(profiles),
+    }
 
 
 _CONTROL_METADATA = _metadata("security_control")

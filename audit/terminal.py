@@ -14,18 +14,25 @@ _UNSAFE = re.compile(
 
 
 def escape(text: str) -> str:
-    r"""Return text that is safe to show: what is invisible or steers a terminal is written as \xHH or \uHHHH.
+    """Return text that is safe to show: what is invisible or steers a terminal is written as an escape.
 
-    A backslash is doubled, so that no name can imitate an escape.
-    """return _UNSAFE.sub(_escaped, text.replace("\\", "\\\\"))
+    The forms are those of a Python string, two, four or eight hex digits. A backslash is doubled, so that no
+    name can imitate an escape.
+    """
+    return _UNSAFE.sub(_escaped, text.replace("\\", "\\\\"))
 
-     def _escaped(found: re.Match[str]) -> str: code = ord(found[0]) return f"\\x{code:02x}" if code <= 0xFF
-    else (f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}")
 
-     def quote(text: str) -> str: """Return text to stand among other words: escaped, and in quotes where a
-    blank could make it look like several."""
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code <= 0xFF else (f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}")
+
+
+def quote(text: str) -> str:
+    """Return text to stand among other words: escaped, and in quotes where it could look like several of them."""
     shown = escape(text)
-    return '"' + shown.replace('"', '\\"') + '"' if re.search(r'[\s"=\[\]]', shown) or not shown else shown
+    if shown and not re.search(r'[\s"=\[\]]', shown):
+        return shown
+    return '"' + shown.replace('"', '\\"') + '"'
 
 
 def escape_json(text: str) -> str:
