@@ -125,7 +125,7 @@ ensure_environment() {
         check_room
         say "making .venv on $PYTHON from $LOCK_FILE (every file is checked against its hash)"
         if [ -e .venv ]; then mv .venv build/venv.old; fi
-        trap put_back EXIT
+        trap 'rm -rf .venv; put_back' EXIT
         build_environment
         install_project
         check_environment

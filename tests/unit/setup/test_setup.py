@@ -270,6 +270,12 @@ def test_an_environment_that_worked_survives_a_failure_to_make_the_next(checkout
     assert not (checkout.root / "build/venv.old").exists()
 
 
+def test_a_first_environment_that_could_not_be_made_leaves_nothing(checkout: Checkout) -> None:
+    python = checkout.stand_in("python-stub", 'case "$*" in *venv*) mkdir .venv; exit 1 ;; *) echo 3.11 ;; esac')
+    assert checkout.shell(f"PYTHON={python}; VENV_MEGABYTES=0; ensure_environment").returncode == 16
+    assert not (checkout.root / ".venv").exists()
+
+
 def test_an_environment_that_was_moved_away_by_a_killed_run_comes_back(checkout: Checkout) -> None:
     checkout.program("build/venv.old/bin/sallyport", "echo old")
     checkout.program(".venv/bin/half-made", "")
