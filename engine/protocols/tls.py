@@ -200,7 +200,7 @@ def _parse(message: bytes, quic: bool) -> HelloReading:
     versions: tuple[str, ...] = (version_name(version),)
     if _VERSIONS in spans:
         start, stop = spans[_VERSIONS]
-        if message[start] != stop - start - 1:
+        if start == stop or message[start] != stop - start - 1:
             raise _MalformedError("a version list that contradicts its length")
         offered = [value for value in _numbers(message, start + 1, stop) if value not in ja4.GREASE]
         versions = tuple([version_name(value) for value in offered])
@@ -208,7 +208,7 @@ def _parse(message: bytes, quic: bool) -> HelloReading:
     schemes: tuple[int, ...] = ()
     if _SIGNATURES in spans:
         start, stop = spans[_SIGNATURES]
-        if _U16.unpack_from(message, start)[0] != stop - start - 2:
+        if stop - start < 2 or _U16.unpack_from(message, start)[0] != stop - start - 2:
             raise _MalformedError("a signature algorithm list that contradicts its length")
         schemes = _numbers(message, start + 2, stop)
     return HelloReading(
@@ -244,8 +244,8 @@ def _alpn(message: bytes, start: int, stop: int) -> tuple[bytes, tuple[str, ...]
         if not length or at > stop:
             raise _MalformedError("an ALPN protocol that contradicts its length")
         protocols.append(protocol)
-    shown = [protocol_text(one) for one in protocols if len(one) != 2 or _U16.unpack(one)[0] not in ja4.GREASE]
-    return protocols[0], tuple(shown)
+    shown = [one for one in protocols if len(one) != 2 or _U16.unpack(one)[0] not in ja4.GREASE]
+    return (shown[0] if shown else b""), tuple([protocol_text(one) for one in shown])
 
 
 def protocol_text(protocol: bytes) -> str:
