@@ -25,9 +25,10 @@ from engine.policy.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Response, frame
 
 @dataclass(frozen=True)
 class Limits:
-    """`memory` bytes of address space; `cpu_seconds` for one request."""
+    """`memory` bytes of address space (regorus reserves one GiB of it at start, untouched); `cpu_seconds` for one
+    request."""
 
-    memory: int = 1 << 30
+    memory: int = 2 << 30
     cpu_seconds: int = 10
 
 

@@ -12,13 +12,7 @@ target if input.dest.port in data.settings.unreadable_name.ports
 
 deny contains message if {
 	some what in unreadable
-	treatment(what) == "deny"
-	message := sprintf("the server name is %s", [what])
-}
-
-reject contains message if {
-	some what in unreadable
-	treatment(what) == "reject"
+	not tolerated(what)
 	message := sprintf("the server name is %s", [what])
 }
 
@@ -27,10 +21,7 @@ unreadable contains input.name.state if input.name.state != "complete"
 # The name that is seen is the outer one; the true one is encrypted.
 unreadable contains "encrypted" if input.name.ech
 
-# A state that the settings do not mention, or treat in an unknown way, is denied.
-default treatment(_) := "deny"
+# A state that the settings do not mention, or misspell, is denied.
+default tolerated(_) := false
 
-treatment(what) := word if {
-	word := data.settings.unreadable_name.states[what]
-	word in {"allow", "deny", "reject"}
-}
+tolerated(what) if data.settings.unreadable_name.states[what] == "allow"
