@@ -23,16 +23,16 @@ ARROWS: dict[str, set[str]] = {
     "protocols": {"model"},
     "policy": {"model"},
     "config": {"model"},
-    "ports": {"model"},
+    "ports": {"abi", "model"},
     "alerts": {"model"},
     "kernel": {"ports", "abi", "model"},
-    "runtime": {"policy", "ports", "protocols", "alerts", "config", "model", "audit"},
-    "cli": {"runtime", "kernel", "policy", "ports", "protocols", "alerts", "config", "model", "audit"},
+    "runtime": {"policy", "ports", "abi", "protocols", "alerts", "config", "model", "audit"},
+    "cli": {"runtime", "kernel", "policy", "ports", "abi", "protocols", "alerts", "config", "model", "audit"},
     # An auditor can take audit/ alone: it knows nothing of the engine, not even its errors.
     "audit": set(),
 }
 """Room -> rooms that it may import. Every room of the engine may import itself and `errors` as well. `runtime` reaches
-the kernel through `ports`; `cli` is where the two are put together."""
+the kernel through `ports`, which speaks in the records of `abi` (values, no IO); `cli` puts the two together."""
 
 PART_OF = {"config_file": "config", "toml_table": "config"}
 """Modules beside a room's own that belong to it."""

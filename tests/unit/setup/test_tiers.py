@@ -88,7 +88,7 @@ def test_a_folder_that_was_asked_for_may_not_be_empty(folder: Path) -> None:
     done = run_pytest(folder, "--strict-tiers", "tests/unit", "tests/kernel")
     assert done.returncode == 4
     assert "tests/kernel has no test" in done.stderr
-    assert "tests/vectors" in run_pytest(folder, "--strict-tiers", "tests/unit", "tests/vectors").stderr
+    assert "tests/absent" in run_pytest(folder, "--strict-tiers", "tests/unit", "tests/absent").stderr
 
 
 def test_a_tier_whose_needs_are_missing_fails_and_names_them(folder: Path) -> None:
