@@ -85,7 +85,9 @@ class _Source:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise self.error(f"has damaged gzip data ({error})") from error
         except OSError as error:
-            raise InputError(f"{self.label} cannot be read: {error.strerror or error}") from error
+            raise InputError(
+                f"{self.label} cannot be read: {error.strerror or error}", hint="Give the path of a capture file."
+            ) from error
 
     def error(self, clause: str) -> InputError:
         where = "unpacked byte" if self._packed else "byte"

@@ -61,7 +61,7 @@ class Packet:
         "seq", "source_key", "sport", "version", "vlans",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917 (keywords cost a third of the time of `parse`)
+    def __init__(
         self, frame: bytes, version: int, protocol: int, source_key: bytes, dest_key: bytes, sport: int, dport: int,
         seq: int, flags: int, payload_offset: int, payload_end: int, missing: int, vlans: tuple[int, ...],
         encaps: tuple[str, ...],
@@ -105,7 +105,7 @@ class Fragment:
         "data", "dest_key", "encaps", "ident", "more", "offset", "protocol", "source_key", "version", "vlans",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917 (as Packet)
+    def __init__(
         self, version: int, protocol: int, source_key: bytes, dest_key: bytes, ident: int, offset: int, more: bool,
         data: bytes, vlans: tuple[int, ...], encaps: tuple[str, ...],
     ) -> None:  # fmt: skip
@@ -216,7 +216,7 @@ def _ipv6(frame: bytes, offset: int, vlans: tuple[int, ...], encaps: tuple[str, 
     return _extensions(frame, protocol, start, source, dest, end, missing, vlans, encaps, tunnels)
 
 
-def _extensions(  # noqa: PLR0917 (as Packet)
+def _extensions(
     frame: bytes, protocol: int, at: int, source_key: bytes, dest_key: bytes, end: int, missing: int,
     vlans: tuple[int, ...], encaps: tuple[str, ...], tunnels: bool,
 ) -> Parsed:  # fmt: skip
@@ -245,7 +245,7 @@ def _extensions(  # noqa: PLR0917 (as Packet)
     return Refusal.TOO_DEEP
 
 
-def _transport(  # noqa: PLR0917 (as Packet)
+def _transport(
     frame: bytes, version: int, protocol: int, at: int, source_key: bytes, dest_key: bytes, end: int, missing: int,
     vlans: tuple[int, ...], encaps: tuple[str, ...], tunnels: bool,
 ) -> Parsed:  # fmt: skip

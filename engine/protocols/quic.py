@@ -289,12 +289,14 @@ def plausible_version(version: int) -> bool:
 def client_initial(datagram: bytes) -> bool:
     """Say whether a datagram may start a client's handshake; cheap, for picking QUIC out of a capture."""
     version = version_of(datagram)
-    if version is None or not version or datagram[5] > _MAX_CID:
+    if not version:
         return False
     if version in _SALTS:
-        return bool(datagram[0] & _FIXED) and datagram[0] >> 4 & 3 == _INITIAL_TYPE.get(version, 0)
-    sized = len(datagram) >= _MIN_INITIAL_DATAGRAM and datagram[5] >= _MIN_CLIENT_CID
-    return sized and plausible_version(version)
+        initial = datagram[0] >> 4 & 3 == _INITIAL_TYPE.get(version, 0)
+        return initial and bool(datagram[0] & _FIXED) and datagram[5] <= _MAX_CID
+    # Google's versions before T051 pack both lengths into this byte: 0x50 is eight bytes and none.
+    cid = _MIN_CLIENT_CID <= datagram[5] <= _MAX_CID or datagram[5] == 0x50
+    return cid and len(datagram) >= _MIN_INITIAL_DATAGRAM and plausible_version(version)
 
 
 def _after_ack(frames: bytes, at: int, *, ecn: bool) -> int:

@@ -92,7 +92,8 @@ def pcap(
 def pcapng(
     frames: Iterable[bytes], *, link: int = 1, order: str = "<", resolution: int = 9, start_ns: int = 10**18
 ) -> bytes:
-    """Return a pcapng file: one section, one interface, enhanced packet blocks, one block of an unknown type."""
+    """Return a pcapng file: one section, one interface, enhanced packet blocks, one block of an unknown
+    type."""
     out = block(order, 0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1))
     options = struct.pack(order + "HHB3x", 9, 1, resolution) + struct.pack(order + "HH", 0, 0)
     out += block(order, 1, struct.pack(order + "HHI", link, 0, 0) + options)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 SERVER_NAME, GROUPS, SIGNATURES, ALPN, PADDING, VERSIONS, KEY_SHARE, ECH = 0, 10, 13, 16, 21, 43, 51, 0xFE0D
 X25519, X25519MLKEM768 = 0x001D, 0x11EC
 CIPHERS = (0x1301, 0x1302, 0x1303, 0xC02B, 0xC02F, 0xC02C, 0xC030)
 SCHEMES = (0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501)
 _POST_QUANTUM = 1_500
-"""From this size on a hello gets the key share that makes real ones so large: 1,216 bytes of X25519MLKEM768."""
+"""From this size on a hello gets the key share that makes real ones so large: 1,216 bytes of
+X25519MLKEM768."""
 
 
 def client_hello(
@@ -26,9 +28,9 @@ def client_hello(
 ) -> bytes:
     """Return the bytes that a client writes to its TCP socket: one hello in `records` TLS records.
 
-    `name` goes out as it is, None leaves server_name out. `extensions` are (type, data), added behind the others.
-    `size` is the total length, record headers included, reached with a padding extension; from 1,500 on with a
-    post-quantum key share too. ValueError when the hello is too large for it.
+    `name` goes out as it is, None leaves server_name out. `extensions` are (type, data), added behind the
+    others. `size` is the total length, record headers included, reached with a padding extension; from 1,500
+    on with a post-quantum key share too. ValueError when the hello is too large for it.
     """
     room = None if size is None else size - 5 * records
     message = handshake(name, alpn=alpn, versions=versions, size=room, extensions=extensions, ciphers=ciphers, ech=ech)
@@ -91,7 +93,7 @@ def server_names(*names: str | bytes) -> bytes:
 def in_records(content: bytes, records: int = 1, *, version: int = 0x0301) -> bytes:
     """Cut handshake bytes into this many TLS records, as even as can be."""
     cuts = [len(content) * index // records for index in range(records + 1)]
-    return b"".join(record(content[a:b], version=version) for a, b in zip(cuts, cuts[1:], strict=False))
+    return b"".join(record(content[a:b], version=version) for a, b in pairwise(cuts))
 
 
 def record(content: bytes, *, kind: int = 22, version: int = 0x0301) -> bytes:

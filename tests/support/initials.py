@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -33,8 +34,8 @@ def initial(
     number: int = 0,
     size: int = 1200,
 ) -> bytes:
-    """Return one sealed Initial packet, padded to `size` bytes. `keys_from` is the connection id that the keys come
-    from, where it is not the packet's own (from the client's second flight on)."""
+    """Return one sealed Initial packet, padded to `size` bytes. `keys_from` is the connection id that the
+    keys come from, where it is not the packet's own (from the client's second flight on)."""
     keys = ClientKeys(version, dcid if keys_from is None else keys_from)
     head = bytes([0xC1 | (0x10 if version == V2 else 0)]) + version.to_bytes(4, "big")
     head += bytes([len(dcid)]) + dcid + bytes([len(scid)]) + scid + varint(len(token)) + token
@@ -55,5 +56,5 @@ def flight(message: bytes, cuts: Sequence[int] = (), *, version: int = V1, dcid:
     edges = [0, *sorted(cuts), len(message)]
     return [
         initial(crypto(a, message[a:b]), version=version, dcid=dcid, number=index)
-        for index, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        for index, (a, b) in enumerate(pairwise(edges))
     ]

@@ -8,12 +8,14 @@ from engine.protocols.ja4 import fingerprint
 from engine.protocols.tls import parse_hello
 from tests.support import hello as build
 
-CIPHERS = [int(value, 16) for value in (
-    "1301 1302 1303 c02b c02f c02c c030 cca9 cca8 c013 c014 009c 009d 002f 0035"
-).split()]  # fmt: skip
-EXTENSIONS = [int(value, 16) for value in (
-    "001b 0000 0033 0010 4469 0017 002d 000d 0005 0023 0012 002b ff01 000b 000a 0015"
-).split()]  # fmt: skip
+CIPHERS = [
+    0x1301, 0x1302, 0x1303, 0xc02b, 0xc02f, 0xc02c, 0xc030, 0xcca9, 0xcca8, 0xc013,
+    0xc014, 0x009c, 0x009d, 0x002f, 0x0035,
+]  # fmt: skip
+EXTENSIONS = [
+    0x001b, 0x0000, 0x0033, 0x0010, 0x4469, 0x0017, 0x002d, 0x000d, 0x0005, 0x0023,
+    0x0012, 0x002b, 0xff01, 0x000b, 0x000a, 0x0015,
+]  # fmt: skip
 SCHEMES = [0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601]
 
 

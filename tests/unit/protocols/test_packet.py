@@ -104,7 +104,8 @@ def test_vlan_tags_in_cooked_frames() -> None:
 
 
 def extended(*headers: tuple[int, bytes], last: int = 6, payload: bytes = SEGMENT) -> bytes:
-    """Chain extension headers (kind, eight bytes whose first is overwritten by the next kind) before the payload."""
+    """Chain extension headers (kind, eight bytes whose first is overwritten by the next kind) before the
+    payload."""
     kinds = [kind for kind, _ in headers[1:]] + [last]
     chain = b"".join(bytes([following]) + body[1:] for following, (_, body) in zip(kinds, headers, strict=True))
     return build.ethernet(build.ipv6(headers[0][0], chain + payload))

@@ -67,7 +67,9 @@ def test_a_fake_handshake_header_is_malformed_as_soon_as_it_shows() -> None:
     assert state(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfcGET /") is NameState.MALFORMED
 
 
-@pytest.mark.parametrize("start", [b"GET / HTTP/1.1", b"SSH-2.0-x", b"\x00\x00\x00\x08", b"\x17\x03\x03\x00\x10", b"\x16\x02"])
+@pytest.mark.parametrize(
+    "start", [b"GET / HTTP/1.1", b"SSH-2.0-x", b"\x00\x00\x00\x08", b"\x17\x03\x03\x00\x10", b"\x16\x02"]
+)
 def test_other_protocols_are_not_tls(start: bytes) -> None:
     assert state(start) is NameState.NOT_TLS
 

@@ -82,7 +82,9 @@ def test_grease_is_ignored() -> None:
         ([(13, b"\x00\x08\x04\x03")], "signature"),
     ],
 )
-def test_contradictions_are_malformed_and_name_nobody(extensions: list[tuple[int, bytes]], part_of_the_reason: str) -> None:
+def test_contradictions_are_malformed_and_name_nobody(
+    extensions: list[tuple[int, bytes]], part_of_the_reason: str
+) -> None:
     others = [(0, build.server_names("innocent.example"))] if extensions[0][0] else []
     reading = parsed(others + extensions)
     assert reading.state is NameState.MALFORMED
