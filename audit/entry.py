@@ -7,7 +7,7 @@ give it to `AuditLog.append`, which fills in sequence number and time.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -46,12 +46,15 @@ class Entry(msgspec.Struct, omit_defaults=True, gc=False):
     ocsf: Any = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
 class EntryHeader(msgspec.Struct, gc=False):
     """The members that every line must have: all that a verifier needs."""
 
-    seq: int
-    time_ns: int
-    mono_ns: int
+    seq: _Count
+    time_ns: _Count
+    mono_ns: _Count
     boot: str
     type: str
 

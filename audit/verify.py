@@ -184,7 +184,11 @@ class _Verification:
             self._note(line, header)
 
     def _note(self, line: bytes, header: EntryHeader) -> None:
-        detail = decode(line).detail or {}
+        try:
+            detail = decode(line).detail or {}
+        except FormatError as error:
+            self.report.find(3, "line", error.message, seq=header.seq)
+            return
         if header.type == "gap":
             count = detail.get("count")
             self.report.lost += count if isinstance(count, int) else 0
