@@ -1,0 +1,100 @@
+"""The flows that the engine knows: what was decided for each, and what is still waiting.
+
+A flow is known by its tuple and its socket's cookie. The table is bounded; a flow that was forgotten is judged anew
+when the gate asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from engine.abi.records import Held, Tuple
+from engine.model.decision import Decision, Stage
+from engine.model.facts import Facts, Hello, Name
+from engine.protocols.quic import InitialAssembler
+from engine.protocols.records import HelloAssembler
+from engine.protocols.stream import StreamAssembler
+
+FlowId = tuple[Tuple, int]
+
+
+@dataclass
+class Waiting:
+    """Held frames of one flow, oldest first, and the reading of its first payload so far."""
+
+    frames: list[bytes] = field(default_factory=list)
+    bytes: int = 0
+    since: int = 0
+    """When the oldest was held, CLOCK_MONOTONIC ns."""
+    stream: StreamAssembler | None = None
+    hello: HelloAssembler | None = None
+    quic: InitialAssembler | None = None
+    timer: asyncio.TimerHandle | None = None
+    judging: Stage | None = None
+    """A decision is on its way; frames only queue."""
+
+
+@dataclass
+class Flow:
+    """One flow. `exe` 0 while unknown; `name` and `hello` are what its first payload said, once it said it."""
+
+    tuple: Tuple
+    held: Held
+    exe: int = 0
+    name: Name | None = None
+    hello: Hello = field(default_factory=Hello)
+    facts: Facts | None = None
+    decision: Decision | None = None
+    generation: int = 0
+    stage: Stage = Stage.CONNECT
+    verdict_id: int = 0
+    by_person: bool = False
+    """A person's word passed it, not the policy: a reload does not ask again."""
+    waiting: Waiting = field(default_factory=Waiting)
+
+    @property
+    def id(self) -> FlowId:
+        return self.tuple, self.held.cookie
+
+
+class FlowTable:
+    """Flows, the least recently touched forgotten first. A flow with held frames is never forgotten."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._flows: OrderedDict[FlowId, Flow] = OrderedDict()
+        self._by_cookie: dict[int, FlowId] = {}
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(list(self._flows.values()))
+
+    def get(self, identity: FlowId) -> Flow | None:
+        flow = self._flows.get(identity)
+        if flow is not None:
+            self._flows.move_to_end(identity)
+        return flow
+
+    def by_cookie(self, cookie: int) -> Flow | None:
+        identity = self._by_cookie.get(cookie)
+        return None if identity is None else self._flows.get(identity)
+
+    def add(self, flow: Flow) -> None:
+        self._flows[flow.id] = flow
+        if flow.held.cookie:
+            self._by_cookie[flow.held.cookie] = flow.id
+        if len(self._flows) > self._capacity:
+            for candidate in self._flows.values():
+                if not candidate.waiting.frames:
+                    self.forget(candidate)
+                    break
+
+    def forget(self, flow: Flow) -> None:
+        self._flows.pop(flow.id, None)
+        if self._by_cookie.get(flow.held.cookie) == flow.id:
+            del self._by_cookie[flow.held.cookie]

@@ -1,0 +1,425 @@
+"""Held packets: read, judged, released or discarded.
+
+One held frame belongs to one flow. A flow is judged at its first packet and, if the policy leaves it undecided, at its
+first payload; until then its frames wait in order, within the bounds of the hold. The verdict is written before the
+frames leave, so that what follows them finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from engine.abi.numbers import FlowFlag, StageNumber
+from engine.abi.records import FlowKey, Tuple
+from engine.alerts.alert import Alert, Kind, Severity
+from engine.alerts.dispatcher import Dispatcher
+from engine.config import Hold as HoldBounds
+from engine.model.decision import Decision, Reason, Stage, Verdict
+from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState
+from engine.model.posture import Condition, Posture
+from engine.ports import Cutter, Gate, Releaser
+from engine.protocols import packet as packets
+from engine.protocols.packet import Packet
+from engine.protocols.quic import InitialAssembler
+from engine.protocols.records import HelloAssembler
+from engine.protocols.stream import Outcome, StreamAssembler
+from engine.protocols.tls import HelloReading, stated
+from engine.runtime.entries import FLOW_ONLY, Numbers, reach
+from engine.runtime.flows import Flow, FlowTable, Waiting
+from engine.runtime.force import Force, Installed
+from engine.runtime.identify import Identifier
+from engine.runtime.journal import Journal
+from engine.runtime.owners import Owners
+
+VNET_BYTES = 10
+_POSTURES = {NameState.PARTIAL: Condition.PARSER_PARTIAL, NameState.MALFORMED: Condition.PARSER_MALFORMED}
+_RETRIES = 3
+
+
+@dataclass
+class HeldCounts:
+    """Frames by what became of them."""
+
+    unclaimed: int = 0
+    """The gate has no note of this flow: the frame is not ours to release."""
+    unreadable: int = 0
+    duplicates: int = 0
+    discarded: int = 0
+    judged: int = 0
+
+
+class Gatekeeper:
+    """Belongs to the event loop's thread. `force` is the generation in force; a reload replaces it."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        releaser: Releaser,
+        cutter: Cutter,
+        identifier: Identifier,
+        owners: Owners,
+        journal: Journal,
+        alerts: Dispatcher,
+        flows: FlowTable,
+        bounds: HoldBounds,
+        posture: Posture,
+        force: Force,
+    ) -> None:
+        self._gate = gate
+        self._releaser = releaser
+        self._cutter = cutter
+        self._identifier = identifier
+        self._owners = owners
+        self._journal = journal
+        self._alerts = alerts
+        self.flows = flows
+        self._bounds = bounds
+        self._posture = posture
+        self.force = force
+        self.previous: dict[int, Installed] = {}
+        """Entries of generations before: a flow in progress still refers to the one that it passed by."""
+        self.counts = HeldCounts()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- frames in
+
+    def frame(self, frame: bytes) -> None:
+        """Take one held frame, its virtio-net header in front."""
+        packet = packets.parse(frame[VNET_BYTES:])
+        if not isinstance(packet, Packet):
+            self.counts.unreadable += 1
+            return
+        tuple_ = Tuple(packet.source_key, packet.dest_key, packet.sport, packet.dport, packet.protocol)
+        held = self._gate.held(tuple_)
+        if held is None:
+            self.counts.unclaimed += 1
+            return
+        flow = self.flows.get((tuple_, held.cookie))
+        if flow is None:
+            flow = Flow(tuple_, held)
+            self.flows.add(flow)
+        else:
+            flow.held = held
+        if self._stands(flow, packet):
+            self._answer_again(flow, frame)
+            return
+        if not self._room(flow, frame):
+            return
+        self._queue(flow, frame)
+        if flow.waiting.judging is None:
+            self._read(flow, frame, packet)
+
+    def _stands(self, flow: Flow, packet: Packet) -> bool:
+        """Is this flow decided in the generation in force? A frame that was on its way when the verdict was written."""
+        decision = flow.decision
+        if decision is None or flow.generation != self.force.number or decision.verdict is Verdict.UNDECIDED:
+            return False
+        entry = self.force.installed.get(flow.verdict_id)
+        if entry is not None and entry.expires and _monotonic() >= entry.expires:
+            return False
+        # The gate hands over each new QUIC Initial of a flow that was decided by its name: it may be another name.
+        return not (packet.protocol == packets.UDP and "name" in decision.scope)
+
+    def _answer_again(self, flow: Flow, frame: bytes) -> None:
+        decision = flow.decision
+        if decision is None:
+            return
+        self.force.install(decision, FLOW_ONLY, self._flow_key(flow, self.force), flow.name or Name())
+        if decision.verdict.passes:
+            self._release(flow, frame)
+        else:
+            self.counts.discarded += 1
+
+    def _room(self, flow: Flow, frame: bytes) -> bool:
+        """Bound what one flow may have waiting. A full flow is judged with what was read of it: not whole."""
+        waiting = flow.waiting
+        if waiting.bytes + len(frame) <= self._bounds.bytes:
+            return True
+        self.counts.discarded += 1
+        if waiting.judging is None:
+            self._read_so_far(flow, f"no whole hello in {self._bounds.bytes} held bytes")
+        return False
+
+    def _queue(self, flow: Flow, frame: bytes) -> None:
+        waiting = flow.waiting
+        if not waiting.frames:
+            waiting.since = flow.held.time
+        waiting.frames.append(frame)
+        waiting.bytes += len(frame)
+
+    # ---- reading the first payload
+
+    def _read(self, flow: Flow, frame: bytes, packet: Packet) -> None:
+        """Take in the newest frame: judge the flow, or wait for more of its hello."""
+        if packet.protocol == packets.UDP:
+            self._read_datagram(flow, packet)
+        elif packet.protocol != packets.TCP:
+            self._judge_payload(flow, stated(NameState.NOT_TLS, "not TCP or UDP"))
+        elif self._late(flow, packet):
+            self._start(flow, Stage.PAYLOAD, Event.LATE)
+        elif flow.held.stage == StageNumber.CONNECT and not self._connected(flow):
+            self._start(flow, Stage.CONNECT, Event.CONNECT)
+        elif packet.payload_end > packet.payload_offset:
+            self._read_segment(flow, frame, packet)
+        else:
+            # Undecided and without payload: the handshake and its acknowledgements carry nothing to judge.
+            self._unqueue(flow, frame)
+            self._release(flow, frame)
+
+    def _connected(self, flow: Flow) -> bool:
+        decision = flow.decision
+        return decision is not None and decision.verdict is Verdict.UNDECIDED and flow.generation == self.force.number
+
+    def _late(self, flow: Flow, packet: Packet) -> bool:
+        """Has this flow's first payload gone by already? Then nothing that comes now may be read as its hello."""
+        if flow.held.flags & FlowFlag.PAYLOAD_PASSED:
+            return True
+        # A socket that the gate never saw connect: older than the gate, or outside of its control group.
+        unknown = flow.held.flags & FlowFlag.NO_STORAGE and flow.decision is None
+        return bool(unknown) and not packet.flags & packets.SYN
+
+    def _read_segment(self, flow: Flow, frame: bytes, packet: Packet) -> None:
+        waiting = flow.waiting
+        if waiting.stream is None or waiting.hello is None:
+            waiting.stream = StreamAssembler(self._bounds.bytes)
+            waiting.hello = HelloAssembler(self._bounds.bytes)
+        push = waiting.stream.push(packet.seq, packet.payload, syn=bool(packet.flags & packets.SYN))
+        if push.outcome is Outcome.DUPLICATE:
+            # Sent again because we hold it: the first copy is the one that leaves.
+            self.counts.duplicates += 1
+            self._unqueue(flow, frame)
+            return
+        if push.outcome is Outcome.CONFLICT:
+            self._judge_payload(flow, stated(NameState.MALFORMED, waiting.stream.reason))
+            return
+        if push.outcome is Outcome.FULL:
+            self._judge_payload(flow, stated(NameState.PARTIAL, waiting.stream.reason))
+            return
+        reading = waiting.hello.feed(push.data)
+        if reading is None:
+            self._await_more(flow)
+        else:
+            self._judge_payload(flow, reading)
+
+    def _read_datagram(self, flow: Flow, packet: Packet) -> None:
+        waiting = flow.waiting
+        if waiting.quic is None:
+            waiting.quic = InitialAssembler(self._bounds.bytes)
+        reading = waiting.quic.feed(packet.payload)
+        if reading is None:
+            self._await_more(flow)
+        else:
+            self._judge_payload(flow, reading)
+
+    def _await_more(self, flow: Flow) -> None:
+        if flow.waiting.timer is None:
+            loop = asyncio.get_running_loop()
+            flow.waiting.timer = loop.call_later(
+                self._bounds.milliseconds / 1000,
+                self._read_so_far,
+                flow,
+                f"no whole hello within {self._bounds.milliseconds} ms",
+            )
+
+    def _read_so_far(self, flow: Flow, why: str) -> None:
+        waiting = flow.waiting
+        if waiting.judging is not None:
+            return
+        reader = waiting.hello or waiting.quic
+        self._judge_payload(flow, reader.give_up(why) if reader else stated(NameState.PARTIAL, why))
+
+    def _judge_payload(self, flow: Flow, reading: HelloReading) -> None:
+        flow.name = reading.name
+        flow.hello = reading.hello() if reading.whole else flow.hello
+        event = Event.PAYLOAD if flow.tuple.transport == packets.TCP else Event.DATAGRAM
+        self._start(flow, Stage.PAYLOAD, event)
+
+    # ---- judging
+
+    def _start(self, flow: Flow, stage: Stage, event: Event) -> None:
+        flow.waiting.judging = stage
+        if flow.waiting.timer is not None:
+            flow.waiting.timer.cancel()
+            flow.waiting.timer = None
+        task = asyncio.get_running_loop().create_task(self._judge(flow, stage, event))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # A fault of ours: the frames stay held, which is closed, and everybody hears of it.
+            self._alert(Kind.POSTURE, Severity.CRITICAL, f"a flow could not be judged: {task.exception()!r}")
+            self._journal.note("failure", what="judging a flow", error=repr(task.exception()))
+
+    async def _judge(self, flow: Flow, stage: Stage, event: Event) -> None:
+        force = self.force
+        if event is Event.LATE:
+            self._recall_name(flow)
+            if self._owners.complete(flow):
+                self._conclude(flow, force, await self._facts(flow, event), _INBOUND, stage)
+                return
+            if flow.held.identity.tgid and not flow.held.identity.exec_stamp:
+                flow.held = flow.held._replace(identity=self._identifier.adopt(flow.held.identity))
+        flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
+        for _ in range(_RETRIES):
+            force = self.force
+            facts = await self._facts(flow, event)
+            decision = await force.judge.decide(facts, stage, now=now())
+            if force is self.force:
+                break
+            # The generation changed while this one was asked: its answer is nobody's any more.
+        self._conclude(flow, force, facts, self._by_posture(decision, facts), stage)
+
+    async def _facts(self, flow: Flow, event: Event) -> Facts:
+        return await self._identifier.facts(
+            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=flow.hello
+        )
+
+    def _recall_name(self, flow: Flow) -> None:
+        """The name of a flow that the kernel passed by a standing verdict: the entry that it passed by knows."""
+        if flow.name is None:
+            entry = self.entry(flow.held.verdict_id)
+            flow.name = entry.name if entry is not None and entry.name.value else Name("", NameState.UNSEEN)
+
+    def entry(self, number: int) -> Installed | None:
+        return self.force.installed.get(number) or self.previous.get(number)
+
+    def _by_posture(self, decision: Decision, facts: Facts) -> Decision:
+        """A hello that nobody could read, and no rule speaks about it: the posture does."""
+        condition = _POSTURES.get(facts.name.state)
+        if condition is None or decision.verdict is not Verdict.ALLOW or self._posture[condition].passes:
+            return decision
+        if any(reason.rule != "default" for reason in decision.reasons):
+            return decision
+        reason = Reason("posture", f"{condition.value} is closed: the hello is {facts.name.state.value}")
+        return replace(decision, verdict=Verdict.DENY, scope=decision.scope | FLOW_FACTS, reasons=(reason,))
+
+    def _conclude(self, flow: Flow, force: Force, facts: Facts, decision: Decision, stage: Stage) -> None:
+        """Write the verdict, then let the frames go or discard them, then tell."""
+        waiting = flow.waiting
+        observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+        self.counts.judged += 1
+        flow.facts, flow.decision, flow.generation, flow.stage = facts, decision, force.number, stage
+        where = reach(decision, facts, stage, self._numbers(flow), force.number)
+        flow.verdict_id = force.install(decision, where, self._flow_key(flow, force), facts.name)
+        held_ns = _monotonic() - waiting.since if waiting.since else 0
+        if decision.verdict is Verdict.UNDECIDED:
+            waiting.judging = None
+            self._read_again(flow)
+        else:
+            flow.waiting = Waiting()
+            if decision.verdict is Verdict.ALLOW or observed:
+                for frame in waiting.frames:
+                    self._release(flow, frame)
+            else:
+                self.counts.discarded += len(waiting.frames)
+                self.cut(flow)
+        self.tell(flow, decision, stage, observed=observed, held_ns=held_ns)
+        if decision.failed:
+            self._alert(
+                Kind.EVALUATOR_FAILED,
+                Severity.CRITICAL,
+                f"the evaluator gave no usable answer: {decision.reasons[0].message if decision.reasons else '?'}",
+            )
+
+    def _read_again(self, flow: Flow) -> None:
+        """Undecided at connect: the frames with payload (Fast Open) are read now, the others leave."""
+        frames, flow.waiting = flow.waiting.frames, Waiting(since=flow.waiting.since)
+        for frame in frames:
+            packet = packets.parse(frame[VNET_BYTES:])
+            if not isinstance(packet, Packet):
+                continue
+            if packet.payload_end == packet.payload_offset:
+                self._release(flow, frame)
+                continue
+            self._queue(flow, frame)
+            if flow.waiting.judging is None:
+                self._read_segment(flow, frame, packet)
+
+    # ---- the way out
+
+    def _unqueue(self, flow: Flow, frame: bytes) -> None:
+        flow.waiting.frames.remove(frame)
+        flow.waiting.bytes -= len(frame)
+
+    def _release(self, flow: Flow, frame: bytes) -> None:
+        if flow.held.flags & FlowFlag.CLONED:
+            return  # the original has passed
+        self._releaser.release(self._identifier.interface(flow.held.ifindex), frame)
+
+    def cut(self, flow: Flow) -> bool:
+        """End the socket of a denied flow: its program hears of it at once, and its peer too."""
+        return self._cutter.destroy(flow.tuple, flow.held.cookie)
+
+    def _numbers(self, flow: Flow) -> Numbers:
+        identity = flow.held.identity
+        known = identity.tgid != 0
+        return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, known)
+
+    @staticmethod
+    def _flow_key(flow: Flow, force: Force) -> FlowKey:
+        return FlowKey(flow.tuple, force.number, flow.held.exe_key, flow.held.cookie)
+
+    # ---- telling
+
+    def tell(self, flow: Flow, decision: Decision, stage: Stage, *, observed: bool, held_ns: int = 0) -> None:
+        """Journal a decision about a flow, and alert on a refusal."""
+        facts = flow.facts
+        if facts is None:
+            return
+        self._journal.decision(facts, decision, stage, observed=observed, held_ns=held_ns, cookie=flow.held.cookie)
+        if not decision.verdict.passes:
+            self.violation(facts, decision.verdict, decision.reasons, observed=observed)
+
+    def violation(
+        self, facts: Facts, verdict: Verdict, reasons: tuple[Reason, ...], *, observed: bool, repeat: bool = False
+    ) -> None:
+        where = facts.name.value or f"{facts.dest.address} port {facts.dest.port}"
+        rule = reasons[0].rule if reasons else ""
+        why = reasons[0].message if reasons else "a standing verdict"
+        done = "would be refused" if observed else "refused"
+        self._alerts.submit(
+            Alert(
+                time=time.time_ns(),
+                kind=Kind.VIOLATION,
+                severity=Severity.WARNING,
+                summary=f"{facts.exe.path or 'an unknown program'} to {where} {done}: {why}",
+                details={
+                    "dest": f"{facts.dest.address}:{facts.dest.port}/{facts.dest.transport.value}",
+                    "name": facts.name.value,
+                    "exe": facts.exe.path,
+                    "pid": facts.process.pid,
+                    "uid": facts.user.uid,
+                    "verdict": verdict.value,
+                    "observed": observed,
+                    "standing": repeat,
+                },
+                rule=rule,
+                generation=self.force.number,
+            )
+        )
+
+    def _alert(self, kind: Kind, severity: Severity, summary: str) -> None:
+        self._alerts.submit(Alert(time.time_ns(), kind, severity, summary, generation=self.force.number))
+
+    async def settle(self) -> None:
+        """Wait until nothing is being judged."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+_INBOUND = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),), ttl=None)
+
+
+def _monotonic() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def now() -> datetime:
+    """Return the host's local time, with its zone."""
+    return datetime.now().astimezone()

@@ -1,0 +1,178 @@
+"""From the numbers that the kernel noted to the facts that policy sees."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import datetime
+
+from engine.abi.records import Held, Identity, Process, Tuple
+from engine.model import net
+from engine.model.facts import (
+    Cgroup,
+    Clock,
+    Dest,
+    Direction,
+    Event,
+    Exe,
+    Facts,
+    Hello,
+    Host,
+    Name,
+    Source,
+    Transport,
+    User,
+)
+from engine.model.facts import Process as ProcessFacts
+from engine.ports import Gate
+from engine.runtime import procfs
+from engine.runtime.cgroups import CgroupTable
+from engine.runtime.identity import Identities
+from engine.runtime.users import Users
+
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_TRANSPORTS = {
+    socket.IPPROTO_TCP: Transport.TCP,
+    socket.IPPROTO_UDP: Transport.UDP,
+    socket.IPPROTO_ICMP: Transport.ICMP,
+    socket.IPPROTO_ICMPV6: Transport.ICMP,
+}
+_CACHE = 4096
+
+
+def transport_of(number: int) -> Transport:
+    return _TRANSPORTS.get(number, Transport.OTHER)
+
+
+class Identifier:
+    """Looks up who a flow belongs to and puts the facts together."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        identities: Identities,
+        cgroups: CgroupTable,
+        users: Users,
+        host: Host,
+        interfaces: Mapping[int, str],
+    ) -> None:
+        self._gate = gate
+        self.identities = identities
+        self._cgroups = cgroups
+        self._users = users
+        self._host = host
+        self._interfaces = interfaces
+        self._dests: OrderedDict[tuple[bytes, int, int], Dest] = OrderedDict()
+        self.hashing = False
+        """A rule in force reads exe.sha256."""
+        self.ancestry = False
+        """A rule in force reads process: arguments and parents cost half a dozen reads of /proc."""
+
+    def executable(self, identity: Identity) -> int:
+        """Return the executable's id, 0 when it cannot be known, and tell the gate of one just looked up."""
+        if identity.exe and self.identities.record(identity.exe) is not None:
+            return identity.exe
+        if not identity.tgid:
+            return 0
+        record = self.identities.resolve(
+            identity.tgid, identity.tid, expected=identity.exec_stamp, exec_stamp=self._stamp
+        )
+        if record is None:
+            return 0
+        self._tell(identity, record.id)
+        return record.id
+
+    def adopt(self, identity: Identity) -> Identity:
+        """Begin to follow a process that no hook has seen, so that its executable can be looked up like any other."""
+        process = self._gate.process(identity.tgid)
+        if process is None:
+            process = Process(time.clock_gettime_ns(time.CLOCK_MONOTONIC), 0)
+            self._gate.put_process(identity.tgid, process)
+        return identity._replace(exec_stamp=process.exec_stamp, exe=process.exe)
+
+    def executed(self, identity: Identity) -> int:
+        """A process has executed another image: look it up before its first connection asks. Return its id or 0."""
+        return self.executable(identity._replace(exe=0))
+
+    def _tell(self, identity: Identity, exe: int) -> None:
+        """Write the id for the process, and take it back if the process changed while it was written.
+
+        Between look-up and write the process may have executed another image or exited, and its number may have been
+        given away: the stamp read after the write tells. The exit hook fires before /proc stops showing the image, so
+        an entry written too late is seen here and removed.
+        """
+        self._gate.put_process(identity.tgid, Process(identity.exec_stamp, exe))
+        record = self.identities.resolve(
+            identity.tgid, identity.tid, expected=identity.exec_stamp, exec_stamp=self._stamp
+        )
+        if record is None:
+            self._gate.remove_process(identity.tgid)
+
+    def _stamp(self, tgid: int) -> int | None:
+        process = self._gate.process(tgid)
+        return None if process is None else process.exec_stamp
+
+    async def facts(
+        self,
+        event: Event,
+        flow: Tuple,
+        held: Held,
+        exe: int,
+        now: datetime,
+        *,
+        name: Name | None = None,
+        hello: Hello | None = None,
+    ) -> Facts:
+        identity = held.identity
+        record = self.identities.record(exe) if exe else None
+        path = record.path if record else ""
+        digest = await self.identities.sha256(exe, identity.tgid) if self.hashing and record else ""
+        known = identity.tgid != 0
+        return Facts(
+            event=event,
+            direction=Direction.EGRESS,
+            dest=self.dest(flow),
+            clock=Clock(now.hour, _WEEKDAYS[now.weekday()]),
+            exe=Exe(path, digest),
+            cgroup=self._cgroups.lookup(identity.cgroup, identity.tgid) if known else Cgroup(),
+            user=self._users.lookup(identity.uid) if known else User(),
+            name=name or Name(),
+            hello=hello or Hello(),
+            source=Source(str(net.from_key(flow.src)), flow.sport, self._interfaces.get(held.ifindex, "")),
+            process=self._process(identity.tgid) if known else ProcessFacts(),
+            host=self._host,
+        )
+
+    def _process(self, tgid: int) -> ProcessFacts:
+        if self.ancestry:
+            return procfs.process("/proc", tgid)
+        return ProcessFacts(tgid, procfs.comm("/proc", tgid))
+
+    def cgroup(self, number: int) -> Cgroup:
+        return self._cgroups.lookup(number)
+
+    def user(self, uid: int) -> User:
+        return self._users.lookup(uid)
+
+    def interface(self, index: int) -> str:
+        return self._interfaces.get(index, "")
+
+    def dest(self, flow: Tuple) -> Dest:
+        key = (flow.dst, flow.dport, flow.transport)
+        found = self._dests.get(key)
+        if found is None:
+            address = net.from_key(flow.dst)
+            found = Dest(str(address), flow.dport, transport_of(flow.transport), net.locality(address))
+            self._dests[key] = found
+            if len(self._dests) > _CACHE:
+                self._dests.popitem(last=False)
+        return found
+
+
+def network_bits(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[bytes, int]:
+    """Return (16 key bytes, significant bits of them) of a prefix."""
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    return net.to_key(network.network_address), bits

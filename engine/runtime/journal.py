@@ -1,0 +1,179 @@
+"""The engine's entries in the audit log: its own values turned into those that audit/ takes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from audit import ocsf
+from audit.entry import EntryType, Generation, note
+from audit.log import AuditLog
+from engine.abi.numbers import EventType, FlowFlag, KernelVerdict, Origin
+from engine.abi.records import ProcessEvent, SocketEvent, Tuple, VerdictEvent
+from engine.model import net
+from engine.model.decision import Decision, Reason, Stage
+from engine.model.facts import Exe, Facts, Name
+from engine.runtime.identify import Identifier, transport_of
+
+_VERDICT_WORDS = {
+    KernelVerdict.ALLOW: "allow",
+    KernelVerdict.DENY: "deny",
+    KernelVerdict.REJECT: "reject",
+    KernelVerdict.IGNORE: "allow",
+}
+
+
+class Journal:
+    """Writes entries. Every method returns the sequence number, None when the log had no room (it counts that)."""
+
+    def __init__(self, log: AuditLog, identifier: Identifier) -> None:
+        self._log = log
+        self._identifier = identifier
+
+    def generation(self, number: int, digest: str, commit: str, dirty: bool) -> None:
+        """Say which policy the entries from now on belong to."""
+        self._log.generation = Generation(number, digest, commit, dirty)
+
+    def note(self, kind: EntryType, /, **detail: Any) -> int | None:
+        return self._log.append(note(kind, **detail))
+
+    def decision(
+        self, facts: Facts, decision: Decision, stage: Stage, *, observed: bool, held_ns: int, cookie: int
+    ) -> int | None:
+        """A flow was judged by the policy."""
+        passes = decision.verdict.passes
+        return self._log.append(
+            ocsf.decision(
+                _flow(facts, cookie),
+                "allow" if observed and not passes else decision.verdict.value,
+                would=decision.verdict.value if observed and not passes else "",
+                event=facts.event.value,
+                stage=stage.value,
+                scope=decision.scope,
+                reasons=_reasons(decision.reasons),
+                failed=decision.failed,
+                held_us=held_ns // 1000,
+            )
+        )
+
+    def verdict(self, event: VerdictEvent, name: Name, reasons: tuple[Reason, ...]) -> int | None:
+        """A verdict that stands in the kernel met a flow."""
+        verdict = KernelVerdict(event.verdict)
+        word = _VERDICT_WORDS.get(verdict, "allow")
+        observed = bool(event.flags & FlowFlag.OBSERVE) and word != "allow"
+        return self._log.append(
+            ocsf.decision(
+                self._kernel_flow(event, name),
+                "allow" if observed else word,
+                would=word if observed else "",
+                event="connect" if event.type == EventType.REFUSED or not event.stage else "payload",
+                stage="payload" if event.stage else "connect",
+                reasons=_reasons(reasons) or ((Origin(event.origin).name.lower(), "a standing verdict"),),
+                cached=True,
+                ignored=verdict is KernelVerdict.IGNORE,
+                time_ns=_wall(event.time),
+                kind="flow",
+            )
+        )
+
+    def socket(self, event: SocketEvent) -> int | None:
+        """A TCP socket opened or closed."""
+        identity = event.identity
+        flow = _tuple_flow(
+            self._identifier,
+            event.tuple,
+            event.cookie,
+            self._process(identity.tgid, identity.exe, identity.uid, identity.cgroup),
+            "ingress" if event.flags & FlowFlag.INBOUND else "egress",
+        )
+        if event.type == EventType.CLOSE:
+            return self._log.append(
+                ocsf.socket_close(
+                    flow,
+                    bytes_in=event.bytes_received,
+                    bytes_out=event.bytes_sent(),
+                    duration_ns=event.time - event.opened if event.opened else 0,
+                    time_ns=_wall(event.time),
+                )
+            )
+        return self._log.append(ocsf.socket_open(flow, time_ns=_wall(event.time)))
+
+    def process(self, event: ProcessEvent, exe: int) -> int | None:
+        """A program was executed, or a process ended."""
+        identity = event.identity
+        who = self._process(identity.tgid, exe, identity.uid, identity.cgroup) or ocsf.Process()
+        return self._log.append(
+            ocsf.process_event(who, "exec" if event.type == EventType.EXEC else "exit", time_ns=_wall(event.time))
+        )
+
+    def _kernel_flow(self, event: VerdictEvent, name: Name) -> ocsf.Flow:
+        identity = event.identity
+        process = self._process(identity.tgid, identity.exe, identity.uid, identity.cgroup)
+        flow = _tuple_flow(self._identifier, event.tuple, event.cookie, process, "egress")
+        return ocsf.Flow(
+            flow.src_ip, flow.src_port, flow.dst_ip, flow.dst_port, flow.transport, flow.direction,
+            self._identifier.interface(event.ifindex), flow.locality, flow.cookie, flow.process, name.value,
+            name.state.value if name.value else "", name.ech,
+        )  # fmt: skip
+
+    def _process(self, tgid: int, exe: int, uid: int, cgroup: int) -> ocsf.Process | None:
+        if not tgid:
+            return None
+        record = self._identifier.identities.record(exe) if exe else None
+        return _process_of(self._identifier, tgid, Exe(record.path if record else ""), uid, cgroup)
+
+
+_BOOT_OFFSET_SECONDS = 60.0
+
+
+class _Wall:
+    """CLOCK_MONOTONIC to wall time; the difference is taken anew every minute, because the wall clock is slewed."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        self._until = 0.0
+
+    def __call__(self, monotonic: int) -> int:
+        now = time.monotonic()
+        if now >= self._until:
+            self._offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            self._until = now + _BOOT_OFFSET_SECONDS
+        return monotonic + self._offset
+
+
+_wall = _Wall()
+
+
+def _reasons(reasons: tuple[Reason, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((reason.rule, reason.message) for reason in reasons)
+
+
+def _process_of(identifier: Identifier, tgid: int, exe: Exe, uid: int, cgroup: int) -> ocsf.Process:
+    where = identifier.cgroup(cgroup)
+    return ocsf.Process(tgid, "", exe.path, uid, identifier.user(uid).name, where.path, where.unit, where.container)
+
+
+def _tuple_flow(
+    identifier: Identifier, flow: Tuple, cookie: int, process: ocsf.Process | None, direction: str
+) -> ocsf.Flow:
+    dest = identifier.dest(flow)
+    src = "" if flow.src == bytes(16) else str(net.from_key(flow.src))
+    return ocsf.Flow(
+        src, flow.sport, dest.address, flow.dport, transport_of(flow.transport).value, direction,
+        locality=dest.locality, cookie=str(cookie) if cookie else "", process=process,
+    )  # fmt: skip
+
+
+def _flow(facts: Facts, cookie: int) -> ocsf.Flow:
+    process = None
+    if facts.process.pid:
+        process = ocsf.Process(
+            facts.process.pid, facts.process.comm, facts.exe.path, facts.user.uid, facts.user.name,
+            facts.cgroup.path, facts.cgroup.unit, facts.cgroup.container,
+        )  # fmt: skip
+    return ocsf.Flow(
+        facts.source.address, facts.source.port, facts.dest.address, facts.dest.port, facts.dest.transport.value,
+        facts.direction.value, facts.source.interface, facts.dest.locality, str(cookie) if cookie else "", process,
+        facts.name.value, facts.name.state.value if facts.event.value != "connect" else "", facts.name.ech,
+        facts.hello.versions, facts.hello.alpn, facts.hello.ja4,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""Who owns a socket that the gate never saw connect: older than the gate, or outside of its control group."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from engine.abi.records import Tuple
+from engine.runtime.flows import Flow
+
+
+class SocketLike(Protocol):
+    """One line of a socket listing (sock_diag(7))."""
+
+    @property
+    def flow(self) -> Tuple: ...
+    @property
+    def state(self) -> int: ...
+    @property
+    def cookie(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def inode(self) -> int: ...
+
+
+_LISTEN = 10
+
+
+class Owners:
+    """Looks a flow's socket up in the kernel's listing and its owner in /proc: slow (milliseconds), and only for
+    flows that no hook has seen. A listing is no proof: the owner found is whoever holds the socket now."""
+
+    def __init__(self, sockets: Callable[[int], Iterator[SocketLike]], proc: Path = Path("/proc")) -> None:
+        self._sockets = sockets
+        self._proc = proc
+
+    def complete(self, flow: Flow) -> bool:
+        """Fill in who holds the flow's socket, where that can be known. True when the flow came in from outside: its
+        local port is one that somebody listens on."""
+        listening: set[int] = set()
+        found: SocketLike | None = None
+        for candidate in self._sockets(flow.tuple.transport):
+            if candidate.state == _LISTEN and flow.tuple.transport == socket.IPPROTO_TCP:
+                listening.add(candidate.flow.sport)
+            elif candidate.cookie == flow.held.cookie and candidate.flow == flow.tuple:
+                found = candidate
+        if flow.held.identity.tgid == 0 and found is not None:
+            tgid = self._holder(found.inode)
+            flow.held = flow.held._replace(identity=flow.held.identity._replace(tgid=tgid, tid=tgid, uid=found.uid))
+        return flow.tuple.sport in listening
+
+    def _holder(self, inode: int) -> int:
+        wanted = f"socket:[{inode}]"
+        for process in self._proc.glob("[0-9]*"):
+            try:
+                for link in os.scandir(process / "fd"):
+                    if os.readlink(link.path) == wanted:  # noqa: PTH115 - a hot loop
+                        return int(process.name)
+            except OSError:
+                continue
+        return 0

@@ -1,0 +1,130 @@
+"""From one generation to the next.
+
+The order is argued by the harm that another order would do:
+
+1. The plan and the new generation's entries are written first: a number without them would hold every flow.
+2. Flows in progress are judged under the new policy before it is in force; the allowed ones get their verdict, so that
+   the switch holds none of them up.
+3. Sockets of flows that are now denied are ended before the drop takes force: afterwards their resets would be all that
+   the peer gets to see.
+4. One write puts the generation in force.
+5. What began between 2 and 4 is judged and cut now.
+6. The old entries go some seconds later, when no program can still be reading them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from engine.abi.numbers import KernelVerdict
+from engine.abi.records import FlowKey, SourceKey, VerdictEntry
+from engine.config import Mode
+from engine.model.decision import Decision, Stage, Verdict
+from engine.model.facts import Event, Facts, Name, NameState
+from engine.policy.prepare import Policy
+from engine.ports import Gate
+from engine.protocols import packet as packets
+from engine.runtime.entries import Numbers, reach
+from engine.runtime.flows import Flow
+from engine.runtime.force import Force
+from engine.runtime.gatekeeper import Gatekeeper, now
+from engine.runtime.identify import Identifier, network_bits
+
+_KEEP_OLD = 5.0
+"""Seconds: far beyond any program run, and time for frames held under the old generation to be answered."""
+
+
+@dataclass
+class Switched:
+    """What a switch did to the flows in progress."""
+
+    judged: int = 0
+    cut: int = 0
+    seconds: float = 0.0
+
+
+def put_sources(gate: Gate, policy: Policy, force: Force) -> int:
+    """Write the policy's source_deny prefixes for its generation. Return how many."""
+    entries = []
+    for network in policy.source_deny:
+        address, bits = network_bits(network)
+        entry = VerdictEntry(KernelVerdict.DENY, force.numbering.next_entry())
+        entries.append((SourceKey(force.number, address, bits), entry))
+    gate.put_sources(entries)
+    return len(entries)
+
+
+class Switch:
+    """Puts a prepared generation in force."""
+
+    def __init__(self, gate: Gate, gatekeeper: Gatekeeper, identifier: Identifier, mode: Mode) -> None:
+        self._gate = gate
+        self._gatekeeper = gatekeeper
+        self._identifier = identifier
+        self._enforcing = mode is Mode.ENFORCE
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def to(self, force: Force) -> Switched:
+        began = time.monotonic()
+        done = Switched()
+        gatekeeper = self._gatekeeper
+        old = gatekeeper.force
+        force.begin()
+        put_sources(self._gate, force.policy, force)
+        await self._judge_all(force, done)
+        self._gate.set_generation(force.number)
+        gatekeeper.force = force
+        gatekeeper.previous = old.installed
+        await self._judge_all(force, done)
+        done.seconds = time.monotonic() - began
+        asyncio.get_running_loop().call_later(_KEEP_OLD, self._retire, old)
+        return done
+
+    async def _judge_all(self, force: Force, done: Switched) -> None:
+        for flow in self._gatekeeper.flows:
+            decision = flow.decision
+            if flow.generation == force.number or decision is None or flow.by_person:
+                continue
+            if decision.verdict is Verdict.UNDECIDED or flow.waiting.judging is not None:
+                continue  # its next packet, or the judging under way, meets the new generation by itself
+            stage, judged = await self._judge(flow, force)
+            done.judged += 1
+            where = reach(judged, flow.facts, stage, self._numbers(flow), force.number) if flow.facts else None
+            key = FlowKey(flow.tuple, force.number, flow.held.exe_key, flow.held.cookie)
+            if where is not None:
+                flow.verdict_id = force.install(judged, where, key, flow.name or Name())
+            flow.decision, flow.generation, flow.stage = judged, force.number, stage
+            if decision.verdict.passes and not judged.verdict.passes and flow.facts is not None:
+                if self._enforcing and self._gatekeeper.cut(flow):
+                    done.cut += 1
+                self._gatekeeper.tell(flow, judged, stage, observed=not self._enforcing)
+
+    async def _judge(self, flow: Flow, force: Force) -> tuple[Stage, Decision]:
+        """Judge a flow in progress as the new policy would have from its start."""
+        transport = flow.tuple.transport
+        flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
+        if transport == packets.TCP:
+            flow.facts = await self._facts(flow, Event.CONNECT, None)
+            judged = await force.judge.decide(flow.facts, Stage.CONNECT, now=now())
+            if judged.verdict is not Verdict.UNDECIDED:
+                return Stage.CONNECT, judged
+        event = Event.DATAGRAM if transport == packets.UDP else Event.PAYLOAD if flow.name else Event.LATE
+        name = flow.name or Name("", NameState.UNSEEN)
+        flow.facts = await self._facts(flow, event, name)
+        return Stage.PAYLOAD, await force.judge.decide(flow.facts, Stage.PAYLOAD, now=now())
+
+    async def _facts(self, flow: Flow, event: Event, name: Name | None) -> Facts:
+        return await self._identifier.facts(event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.hello)
+
+    @staticmethod
+    def _numbers(flow: Flow) -> Numbers:
+        identity = flow.held.identity
+        return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, identity.tgid != 0)
+
+    def _retire(self, old: Force) -> None:
+        old.withdraw()
+        task = asyncio.get_running_loop().create_task(old.policy.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
