@@ -52,6 +52,10 @@ LIBRARIES: dict[str, set[str]] = {
 """What is not the standard library, and the one member of it that reaches past Python -> rooms that may import it."""
 
 
+# tomllib joined it with 3.11; on 3.10 a guarded import of it is still no library.
+STDLIB = sys.stdlib_module_names | {"tomllib"}
+
+
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
     """Yield (line, absolute dotted module) for every import in a module of `package`.
 
@@ -96,7 +100,7 @@ def wrongs(source: str, module: str) -> list[str]:
             found.append(f"line {line}: {name} is no room: import a module of one")
         elif not target and top in LIBRARIES and room not in LIBRARIES[top]:
             found.append(f"line {line}: {room} may not use {top}")
-        elif not target and top not in LIBRARIES and top not in sys.stdlib_module_names:
+        elif not target and top not in LIBRARIES and top not in STDLIB:
             found.append(f"line {line}: {top} has no row in LIBRARIES")
     return found
 
