@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.disk import AppendFile, PosixDisk
+from audit.disk import AppendFile, PosixAppendFile, PosixDisk
 from audit.entry import note
 from audit.layout import Layout
 from audit.log import AuditLog, Limits
@@ -85,6 +85,24 @@ class TroubledDisk(PosixDisk):
     def append_to(self, path: Path) -> AppendFile:
         self._trouble.check("open", path)
         return TroubledFile(path, super().append_to(path), self._trouble)
+
+
+class QuickFile(PosixAppendFile):
+    def sync(self) -> None:
+        """Nothing: where a thousand logs are opened, the disk is not what is tested."""
+
+
+class QuickDisk(PosixDisk):
+    def append_to(self, path: Path) -> AppendFile:
+        return QuickFile(path)
+
+    def sync_folder(self, path: Path) -> None:
+        """Nothing, as above."""
+
+
+@pytest.fixture
+def quick_disk() -> QuickDisk:
+    return QuickDisk()
 
 
 @pytest.fixture
