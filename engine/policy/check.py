@@ -268,7 +268,9 @@ def _data_at_rules(program: Program, bundle: Bundle) -> Iterator[Finding]:
             value = value[part]
             last = depth == len(definition.path) - 1
             if last or not isinstance(value, dict):
-                owner = bundle.data_files.get(definition.path[: depth + 1], "a data file")
+                # A file that brought a whole object is known by the path of that object.
+                prefixes = (definition.path[:length] for length in range(depth + 1, 0, -1))
+                owner = next((bundle.data_files[path] for path in prefixes if path in bundle.data_files), "a file")
                 yield definition.place.finding(
                     f"{owner} has data at the path of the rule data.{'.'.join(definition.path)} and would replace it",
                     "rename the rule or move the data file",
