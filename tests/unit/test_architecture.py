@@ -27,7 +27,21 @@ ARROWS: dict[str, set[str]] = {
     "alerts": {"model"},
     "kernel": {"ports", "abi", "model"},
     "runtime": {"policy", "ports", "abi", "protocols", "alerts", "config", "model", "audit"},
-    "cli": {"runtime", "kernel", "policy", "ports", "abi", "protocols", "alerts", "config", "model", "audit"},
+    # The lab runs the engine as a user would, by its command; the kernel's edge is for clearing away what a run left.
+    "lab": {"kernel", "abi", "model", "audit"},
+    "cli": {
+        "abi",
+        "alerts",
+        "audit",
+        "config",
+        "kernel",
+        "lab",
+        "model",
+        "policy",
+        "ports",
+        "protocols",
+        "runtime",
+    },
     # An auditor can take audit/ alone: it knows nothing of the engine, not even its errors.
     "audit": set(),
 }
