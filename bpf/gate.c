@@ -37,7 +37,8 @@ struct scratch {
 	__u32 why;	 /* counter of a hold or a drop */
 	__u32 condition; /* of the posture */
 	__u32 undecided;
-	__u32 pad;
+	__u32 is_allowed;
+	struct verdict_entry allowed; /* the destination's standing allow, while the name is still to be read */
 	__u8 window[PACKET_WINDOW];
 	struct packet packet;
 	struct flow_key flow;
@@ -475,6 +476,8 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 		if (entry)
 			return to_apply(r, entry, ORIGIN_SET, STAGE_PAYLOAD);
 	}
+	if (s->is_allowed)
+		return to_apply(r, &s->allowed, ORIGIN_DEST, STAGE_CONNECT);
 	_Pragma("clang loop unroll(disable)") for (int i = 0; i < SHAPES_MAX; i++)
 	{
 		__u32 *class;
@@ -565,6 +568,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->generation = gen;
 	s->observe = observe;
 	s->undecided = undecided;
+	s->is_allowed = 0;
 	p = &s->packet;
 	__builtin_memset(p, 0, sizeof(*p));
 	last = (__u64)skb->len - 1;
@@ -667,12 +671,21 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		entry = connect_verdict(plan, &s->connect, who, p->tuple.transport, p->tuple.dport, p->tuple.dst);
 		if (!entry)
 			return to_hold(r, STAGE_CONNECT, tcp ? COUNT_HELD_CONNECT : COUNT_HELD_DATAGRAM);
-		if (entry->verdict != VERDICT_UNDECIDED)
+		/* A person's word about a name comes before the policy's allow of the destination: then the name is read
+		 * first, and the allow holds if nothing is said about it. */
+		if (entry->verdict == VERDICT_ALLOW && (r->config->present & PRESENT_SET_NAME)) {
+			__builtin_memcpy(&s->allowed, entry, sizeof(s->allowed));
+			s->is_allowed = 1;
+		} else if (entry->verdict != VERDICT_UNDECIDED) {
 			return to_apply(r, entry, ORIGIN_DEST, STAGE_CONNECT);
+		}
 	}
-	if (!tcp)
+	if (!tcp) {
+		if (s->is_allowed && !quic_initial(r))
+			return to_apply(r, &s->allowed, ORIGIN_DEST, STAGE_CONNECT);
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
-	if (r->state && !(r->state->flags & FLOW_PAYLOAD_PASSED)) {
+	}
+	if (r->state && !s->is_allowed && !(r->state->flags & FLOW_PAYLOAD_PASSED)) {
 		r->state->verdict = VERDICT_UNDECIDED;
 		r->state->generation = s->generation;
 		r->state->expires = 0;

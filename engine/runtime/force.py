@@ -7,29 +7,33 @@ engine knows which decision a flow passed by, and for which name, without the ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from engine.abi.numbers import SHAPES_MAX, KernelVerdict, NameClass
-from engine.abi.records import ConnectKey, FlowKey, NameKey, Plan, VerdictEntry
+from engine.abi.records import ConnectKey, FlowKey, NameKey, Plan, SourceKey, VerdictEntry
 from engine.model.decision import Decision, Reason
 from engine.model.facts import Name, NameState
 from engine.policy.judge import Judge
-from engine.policy.prepare import Policy
+from engine.policy.prepare import Network, Policy
 from engine.ports import Gate, MapFullError
-from engine.runtime.entries import KERNEL_VERDICTS, Reach
+from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, Reach
+from engine.runtime.identify import network_bits
 
+_NARROW = 1 << 17
 _RESTORED = (Reason("restored", "decided before the engine was restarted"),)
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What an entry's number stands for. `expires`: CLOCK_MONOTONIC ns, 0 never."""
+    """What an entry's number stands for. `expires`: CLOCK_MONOTONIC ns, 0 never. `where`: the entry beyond its flow."""
 
     verdict: KernelVerdict
     reasons: tuple[Reason, ...]
     name: Name
     expires: int = 0
+    where: Reach = FLOW_ONLY
 
 
 @dataclass
@@ -48,60 +52,91 @@ class Numbering:
         return self.name_class
 
 
-@dataclass
 class Force:
-    """One generation in force, or about to be."""
+    """One generation in force, or about to be. `on_full` hears of each entry that found no room."""
 
-    number: int
-    policy: Policy
-    judge: Judge
-    gate: Gate
-    numbering: Numbering
-    on_full: Callable[[MapFullError], None]
-    installed: dict[int, Installed] = field(default_factory=dict)
-    _classes: dict[ConnectKey, int] = field(default_factory=dict)
-    _connect_shapes: tuple[int, ...] = ()
-    _name_shapes: tuple[int, ...] = ()
+    def __init__(
+        self, number: int, policy: Policy, judge: Judge, gate: Gate, numbering: Numbering,
+        on_full: Callable[[MapFullError], None],
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.policy = policy
+        self.judge = judge
+        self.numbering = numbering
+        self._gate = gate
+        self._on_full = on_full
+        self._wide: dict[int, Installed] = {}
+        self._narrow: OrderedDict[int, Installed] = OrderedDict()
+        """Entries of one flow alone: as many as the kernel may still refer to."""
+        self._standing: dict[Reach, int] = {}
+        self._sources: list[SourceKey] = []
+        self._classes: dict[ConnectKey, int] = {}
+        self._connect_shapes: tuple[int, ...] = ()
+        self._name_shapes: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._wide)
+
+    def entry(self, number: int) -> Installed | None:
+        """Return what an entry's number stands for; None when it is not of this generation, or long gone."""
+        return self._wide.get(number) or self._narrow.get(number)
 
     def begin(self) -> None:
         """Write the plan: before the generation number, so that the gate never meets a number without one."""
-        self.gate.set_plan(Plan(self.number, self._connect_shapes, self._name_shapes))
+        self._gate.set_plan(Plan(self.number, self._connect_shapes, self._name_shapes))
 
-    def install(self, decision: Decision, where: Reach, flow: FlowKey, name: Name) -> int:
-        """Put a decision into the kernel: for its flow always, and as far as `where` allows. Return its number."""
+    def deny_sources(self, networks: Iterable[Network]) -> None:
+        """Write the prefixes that the policy denies as sources."""
+        entries = []
+        for network in networks:
+            address, bits = network_bits(network)
+            key = SourceKey(self.number, address, bits)
+            entries.append((key, VerdictEntry(KernelVerdict.DENY, self.numbering.next_entry())))
+            self._sources.append(key)
+        self._gate.put_sources(entries)
+
+    def install(
+        self, decision: Decision, where: Reach, flow: FlowKey, name: Name, *, flow_verdict: KernelVerdict | None = None
+    ) -> int:
+        """Put a decision into the kernel: for its flow always, and as far as `where` allows. Return its number.
+
+        `flow_verdict`: what the flow itself is given instead of the decision's verdict.
+        """
         number = self.numbering.next_entry()
         expires = 0
         if decision.ttl:
             expires = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(decision.ttl * 1e9)
         verdict = KERNEL_VERDICTS[decision.verdict]
-        by_name = int("name" in decision.scope)
-        entry = VerdictEntry(verdict, number, expires, by_name)
-        self.installed[number] = Installed(verdict, decision.reasons, name, expires)
+        entry = VerdictEntry(verdict, number, expires, int("name" in decision.scope))
+        installed = Installed(verdict, decision.reasons, name, expires, where)
         try:
             # The wide entry first: should the flow's own be evicted at once, the next packet still finds this one.
-            if where.key is not None:
-                self._install_wide(where, entry)
-            self.gate.put_flow(flow, entry)
+            if where.key is not None and self._install_wide(where.key, where, entry):
+                self._wide[number] = installed
+                self._wide.pop(self._standing.get(where, 0), None)
+                self._standing[where] = number
+            self._gate.put_flow(flow, entry._replace(verdict=flow_verdict or verdict))
         except MapFullError as error:
-            self.on_full(error)
+            self._on_full(error)
+        if number not in self._wide:
+            self._narrow[number] = installed
+            if len(self._narrow) > _NARROW:
+                self._narrow.popitem(last=False)
         return number
 
-    def _install_wide(self, where: Reach, entry: VerdictEntry) -> None:
-        key = where.key
-        if key is None:
-            return
+    def _install_wide(self, key: ConnectKey, where: Reach, entry: VerdictEntry) -> bool:
+        if not self._plan_shape(key.shape, named=bool(where.name)):
+            return False
         if not where.name:
-            if self._plan_shape(key.shape, named=False):
-                self.gate.put_connect(key, entry)
-            return
-        if not self._plan_shape(key.shape, named=True):
-            return
+            self._gate.put_connect(key, entry)
+            return True
         number = self._classes.get(key)
         if number is None:
             number = self.numbering.next_class()
-            self.gate.put_class(key, number)
+            self._gate.put_class(key, number)
             self._classes[key] = number
-        self.gate.put_name(NameKey(number, where.name), entry)
+        self._gate.put_name(NameKey(number, where.name), entry)
+        return True
 
     def _plan_shape(self, shape: int, *, named: bool) -> bool:
         """Make sure that the gate looks this shape up. False when its list is full: the flow alone then.
@@ -125,40 +160,56 @@ class Force:
 
     def restore(self) -> int:
         """Read back what an engine before this one installed for this generation. Return how many entries."""
-        plan = self.gate.plan(self.number)
+        plan = self._gate.plan(self.number)
         if plan.generation == self.number:
             self._connect_shapes, self._name_shapes = plan.connect_shapes, plan.name_shapes
-        classes = {key: number for key, number in self.gate.class_entries() if key.generation == self.number}
-        self._classes = dict(classes)
-        ours = frozenset(classes.values())
-        for key, entry in self.gate.connect_entries():
+        self._classes = {key: number for key, number in self._gate.class_entries() if key.generation == self.number}
+        of_class = {number: key for key, number in self._classes.items()}
+        for key, entry in self._gate.connect_entries():
             if key.generation == self.number:
-                self._restored(entry, Name())
-        for name_key, entry in self.gate.name_entries():
-            if name_key.name_class in ours:
+                self._restored(entry, Name(), Reach(key))
+        for name_key, entry in self._gate.name_entries():
+            if name_key.name_class in of_class:
                 value = name_key.reversed_name.rstrip(b"\0")[::-1].decode("ascii", "replace")
-                self._restored(entry, Name(value, NameState.COMPLETE))
-        return len(self.installed)
+                where = Reach(of_class[name_key.name_class], name_key.reversed_name)
+                self._restored(entry, Name(value, NameState.COMPLETE), where)
+        self._sources = [key for key, _ in self._gate.source_entries() if key.generation == self.number]
+        return len(self._wide)
 
-    def _restored(self, entry: VerdictEntry, name: Name) -> None:
-        self.installed[entry.id] = Installed(KernelVerdict(entry.verdict), _RESTORED, name, entry.expires)
+    def _restored(self, entry: VerdictEntry, name: Name, where: Reach) -> None:
+        self._wide[entry.id] = Installed(KernelVerdict(entry.verdict), _RESTORED, name, entry.expires, where)
+        self._standing[where] = entry.id
+
+    def sweep(self) -> int:
+        """Remove entries that have expired: the gate has not used them since. Return how many."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        gone = [number for number, entry in self._wide.items() if entry.expires and entry.expires <= now]
+        for number in gone:
+            where = self._wide.pop(number).where
+            if self._standing.get(where) == number:
+                del self._standing[where]
+                self._remove(where)
+        return len(gone)
 
     def withdraw(self) -> int:
-        """Remove the entries of this generation, which is no longer in force. Return how many."""
-        removed = 0
-        ours = frozenset(self._classes.values())
-        for key, _ in self.gate.connect_entries():
-            if key.generation == self.number:
-                removed += self.gate.remove_connect(key)
-        for name_key, _ in self.gate.name_entries():
-            if name_key.name_class in ours:
-                removed += self.gate.remove_name(name_key)
+        """Remove everything of this generation, which is no longer in force. Return how many entries."""
+        removed = len(self._standing) + len(self._sources)
+        for where in self._standing:
+            self._remove(where)
         for key in self._classes:
-            self.gate.remove_class(key)
-        for source_key, _ in self.gate.source_entries():
-            if source_key.generation == self.number:
-                removed += self.gate.remove_source(source_key)
+            self._gate.remove_class(key)
+        for source in self._sources:
+            self._gate.remove_source(source)
+        self._standing, self._classes, self._sources = {}, {}, []
         return removed
+
+    def _remove(self, where: Reach) -> None:
+        if where.key is None:
+            return
+        if not where.name:
+            self._gate.remove_connect(where.key)
+        elif where.key in self._classes:
+            self._gate.remove_name(NameKey(self._classes[where.key], where.name))
 
 
 def highest_numbers(gate: Gate) -> Numbering:

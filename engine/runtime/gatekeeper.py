@@ -80,8 +80,8 @@ class Gatekeeper:
         self._bounds = bounds
         self._posture = posture
         self.force = force
-        self.previous: dict[int, Installed] = {}
-        """Entries of generations before: a flow in progress still refers to the one that it passed by."""
+        self.previous: Force | None = None
+        """The generation before: a flow in progress still refers to the entry that it passed by."""
         self.counts = HeldCounts()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -118,7 +118,7 @@ class Gatekeeper:
         decision = flow.decision
         if decision is None or flow.generation != self.force.number or decision.verdict is Verdict.UNDECIDED:
             return False
-        entry = self.force.installed.get(flow.verdict_id)
+        entry = self.force.entry(flow.verdict_id)
         if entry is not None and entry.expires and _monotonic() >= entry.expires:
             return False
         # The gate hands over each new QUIC Initial of a flow that was decided by its name: it may be another name.
@@ -287,7 +287,7 @@ class Gatekeeper:
             flow.name = entry.name if entry is not None and entry.name.value else Name("", NameState.UNSEEN)
 
     def entry(self, number: int) -> Installed | None:
-        return self.force.installed.get(number) or self.previous.get(number)
+        return self.force.entry(number) or (self.previous.entry(number) if self.previous else None)
 
     def _by_posture(self, decision: Decision, facts: Facts) -> Decision:
         """A hello that nobody could read, and no rule speaks about it: the posture does."""

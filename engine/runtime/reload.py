@@ -18,19 +18,17 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from engine.abi.numbers import KernelVerdict
-from engine.abi.records import FlowKey, SourceKey, VerdictEntry
+from engine.abi.records import FlowKey
 from engine.config import Mode
 from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import Event, Facts, Name, NameState
-from engine.policy.prepare import Policy
 from engine.ports import Gate
 from engine.protocols import packet as packets
 from engine.runtime.entries import Numbers, reach
 from engine.runtime.flows import Flow
 from engine.runtime.force import Force
 from engine.runtime.gatekeeper import Gatekeeper, now
-from engine.runtime.identify import Identifier, network_bits
+from engine.runtime.identify import Identifier
 
 _KEEP_OLD = 5.0
 """Seconds: far beyond any program run, and time for frames held under the old generation to be answered."""
@@ -43,17 +41,6 @@ class Switched:
     judged: int = 0
     cut: int = 0
     seconds: float = 0.0
-
-
-def put_sources(gate: Gate, policy: Policy, force: Force) -> int:
-    """Write the policy's source_deny prefixes for its generation. Return how many."""
-    entries = []
-    for network in policy.source_deny:
-        address, bits = network_bits(network)
-        entry = VerdictEntry(KernelVerdict.DENY, force.numbering.next_entry())
-        entries.append((SourceKey(force.number, address, bits), entry))
-    gate.put_sources(entries)
-    return len(entries)
 
 
 class Switch:
@@ -72,11 +59,11 @@ class Switch:
         gatekeeper = self._gatekeeper
         old = gatekeeper.force
         force.begin()
-        put_sources(self._gate, force.policy, force)
+        force.deny_sources(force.policy.source_deny)
         await self._judge_all(force, done)
         self._gate.set_generation(force.number)
         gatekeeper.force = force
-        gatekeeper.previous = old.installed
+        gatekeeper.previous = old
         await self._judge_all(force, done)
         done.seconds = time.monotonic() - began
         asyncio.get_running_loop().call_later(_KEEP_OLD, self._retire, old)
