@@ -37,7 +37,10 @@ struct scratch {
 	__u32 why;	 /* counter of a hold or a drop */
 	__u32 condition; /* of the posture */
 	__u32 undecided;
+	__u32 tcp;
+	__u32 quic; /* the datagram begins a QUIC connection */
 	__u32 is_allowed;
+	struct verdict_entry entry;   /* to apply: a copy, so that every way to apply() looks alike to the verifier */
 	struct verdict_entry allowed; /* the destination's standing allow, while the name is still to be read */
 	__u8 window[PACKET_WINDOW];
 	struct packet packet;
@@ -235,7 +238,6 @@ struct run {
 	struct config *config;
 	struct scratch *s;
 	struct socket_state *state;
-	struct verdict_entry *entry; /* to apply */
 };
 
 static inline __attribute__((always_inline)) void fill_event(struct verdict_event *event, struct run *r,
@@ -265,7 +267,7 @@ static inline __attribute__((always_inline)) void fill_event(struct verdict_even
 /* A standing verdict meets a flow: remember it for the flow, tell the engine once, pass or drop. */
 static inline __attribute__((always_inline)) int apply(struct run *r)
 {
-	struct verdict_entry *entry = r->entry;
+	struct verdict_entry *entry = &r->s->entry;
 	__u32 origin = r->s->origin, stage = r->s->stage;
 	struct scratch *s = r->s;
 	struct socket_state *state = r->state;
@@ -344,7 +346,7 @@ static inline __attribute__((always_inline)) int posture(struct run *r)
 static inline __attribute__((always_inline)) int to_apply(struct run *r, struct verdict_entry *entry, __u32 origin,
 							  __u32 stage)
 {
-	r->entry = entry;
+	__builtin_memcpy(&r->s->entry, entry, sizeof(*entry));
 	r->s->origin = origin;
 	r->s->stage = stage;
 	return OUTCOME_APPLY;
@@ -521,7 +523,6 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	struct packet *p;
 	__u64 last;
 	__u32 gen, observe, undecided = 0;
-	int tcp;
 
 	r->config = config.lookup(&zero);
 	if (!r->config || r->config->mode == MODE_PANIC) {
@@ -602,8 +603,8 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		return to_posture(r, POSTURE_MALFORMED, COUNT_DROPPED_MALFORMED);
 	}
 
-	tcp = p->tuple.transport == PROTO_TCP;
-	if (tcp && !p->length) {
+	s->tcp = p->tuple.transport == PROTO_TCP;
+	if (s->tcp && !p->length) {
 		/* A reset carries nothing and tells the peer of a flow that was cut. */
 		if (p->tcp_flags & TCP_FLAG_RST)
 			return OUTCOME_PASS;
@@ -633,7 +634,8 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	__builtin_memcpy(&s->flow.tuple, &p->tuple, sizeof(s->flow.tuple));
 	s->flow.generation = s->generation;
 	s->flow.cookie = SOCKET_COOKIE(skb);
-	if (!tcp && who)
+	s->quic = !s->tcp && quic_initial(r);
+	if (!s->tcp && who)
 		s->flow.exe = who->exe;
 
 	if (r->config->present & PRESENT_SET_DEST) {
@@ -646,7 +648,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (standing(entry)) {
 		if (entry->verdict == VERDICT_UNDECIDED)
 			s->undecided = 1;
-		else if (!(entry->by_name && !tcp && quic_initial(r)))
+		else if (!(entry->by_name && s->quic))
 			return to_apply(r, entry, ORIGIN_FLOW, STAGE_PAYLOAD);
 		else
 			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
@@ -670,18 +672,16 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (!s->undecided) {
 		entry = connect_verdict(plan, &s->connect, who, p->tuple.transport, p->tuple.dport, p->tuple.dst);
 		if (!entry)
-			return to_hold(r, STAGE_CONNECT, tcp ? COUNT_HELD_CONNECT : COUNT_HELD_DATAGRAM);
+			return to_hold(r, STAGE_CONNECT, s->tcp ? COUNT_HELD_CONNECT : COUNT_HELD_DATAGRAM);
 		/* A person's word about a name comes before the policy's allow of the destination: then the name is read
 		 * first, and the allow holds if nothing is said about it. */
-		if (entry->verdict == VERDICT_ALLOW && (r->config->present & PRESENT_SET_NAME)) {
-			__builtin_memcpy(&s->allowed, entry, sizeof(s->allowed));
-			s->is_allowed = 1;
-		} else if (entry->verdict != VERDICT_UNDECIDED) {
-			return to_apply(r, entry, ORIGIN_DEST, STAGE_CONNECT);
-		}
+		__builtin_memcpy(&s->allowed, entry, sizeof(s->allowed));
+		s->is_allowed = s->allowed.verdict == VERDICT_ALLOW && (r->config->present & PRESENT_SET_NAME);
+		if (s->allowed.verdict != VERDICT_UNDECIDED && !s->is_allowed)
+			return to_apply(r, &s->allowed, ORIGIN_DEST, STAGE_CONNECT);
 	}
-	if (!tcp) {
-		if (s->is_allowed && !quic_initial(r))
+	if (!s->tcp) {
+		if (s->is_allowed && !s->quic)
 			return to_apply(r, &s->allowed, ORIGIN_DEST, STAGE_CONNECT);
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
 	}
