@@ -97,7 +97,83 @@ def inspect(
         for sighting in sightings:
             totals[sighting.reading.state.value] += 1
             entry = describe(sighting, decide)
-            print(as_line(entry) if as_json else _line(_columns(entry)), file=out)
+            print(json.dumps(entry) if as_json else _line(_columns(entry)), file=out)
+
+    broken: InputError | None = None
+    try:
+        for record in captured:
+            show(survey.feed(record))
+    except InputError as error:
+        broken = error
+    show(survey.finish())
+    out.flush()
+    print(_summary(survey, totals), file=err)
+    if broken is not None:
+        raise broken
+    return EXIT_OK
+
+
+def describe(sighting: Sighting, decide: Decide | None = None) -> dict[str, Any]:
+    """Return the JSON-ready description of one hello; the keys are explained in the command's help."""
+    reading = sighting.reading
+    sni = reading.name.value or reading.raw_name.decode("utf-8", "backslashreplace")
+    entry: dict[str, Any] = {
+        "transport": sighting.transport,
+        "src": str(sighting.src),
+        "sport": sighting.flow[1],
+        "dst": str(sighting.dst),
+        "dport": sighting.flow[3],
+        "sni": sni,
+        "state": reading.state.value,
+        "reason": reading.reason,
+        "alpn": list(reading.alpn),
+        "versions": list(reading.versions),
+        "ech": reading.name.ech,
+        "ja4": reading.ja4,
+        "late": sighting.late,
+        "packet": sighting.packet,
+        "time": _time(sighting.time_ns),
+        "vlan": list(sighting.vlans),
+        "encap": list(sighting.encaps),
+    }
+    if decide is not None:
+        decision = judge(sighting, decide)
+        entry["decision"] = decision.verdict.value
+        entry["reasons"] = [{"rule": why.rule, "message": why.message} for why in decision.reasons]
+    return entry
+
+
+def judge(sighting: Sighting, decide: Decide) -> Decision:
+    """Ask the policy as the engine would: at connect, and with the hello when connect leaves it open."""
+    reading = sighting.reading
+    moment = datetime.fromtimestamp(sighting.time_ns // 10**9, timezone.utc).astimezone()
+    transport = Transport.TCP if sighting.transport == "tcp" else Transport.UDP
+    dest = Dest(str(sighting.dst), sighting.flow[3], transport, net.locality(sighting.dst))
+    clock = Clock(moment.hour, _WEEKDAYS[moment.weekday()])
+    source = Source(str(sighting.src), sighting.flow[1])
+    connect = Facts(Event.CONNECT, Direction.EGRESS, dest, clock, source=source)
+    decision = decide(connect, Stage.CONNECT)
+    if decision.verdict is not Verdict.UNDECIDED:
+        return decision
+    payload = Facts(
+        Event.LATE if sighting.late else Event.PAYLOAD,
+        Direction.EGRESS,
+        dest,
+        clock,
+        source=source,
+        name=reading.name,
+        hello=reading.hello(),
+    )
+    return decide(payload, Stage.PAYLOAD)
+
+
+_HEADINGS), file=out)
+
+    def show(sightings: list[Sighting]) -> None:
+        for sighting in sightings:
+            totals[sighting.reading.state.value] += 1
+            entry = describe(sighting, decide)
+            print(json.dumps(entry) if as_json else _line(_columns(entry)), file=out)
 
     broken: InputError | None = None
     try:

@@ -10,7 +10,7 @@ SERVER_NAME, GROUPS, SIGNATURES, ALPN, PADDING, VERSIONS, KEY_SHARE, ECH = 0, 10
 X25519, X25519MLKEM768 = 0x001D, 0x11EC
 CIPHERS = (0x1301, 0x1302, 0x1303, 0xC02B, 0xC02F, 0xC02C, 0xC030)
 SCHEMES = (0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501)
-_POST_QUANTUM = 1_500
+_POST_QUANTUM = 1_700
 """From this size on a hello gets the key share that makes real ones so large: 1,216 bytes of
 X25519MLKEM768."""
 
@@ -29,7 +29,7 @@ def client_hello(
     """Return the bytes that a client writes to its TCP socket: one hello in `records` TLS records.
 
     `name` goes out as it is, None leaves server_name out. `extensions` are (type, data), added behind the
-    others. `size` is the total length, record headers included, reached with a padding extension; from 1,500
+    others. `size` is the total length, record headers included, reached with a padding extension; from 1,700
     on with a post-quantum key share too. ValueError when the hello is too large for it.
     """
     room = None if size is None else size - 5 * records

@@ -41,7 +41,7 @@ def initial(
     head += bytes([len(dcid)]) + dcid + bytes([len(scid)]) + scid + varint(len(token)) + token
     frames += bytes(max(0, size - len(head) - 4 - 16 - len(frames)))
     head += (0x4000 | (2 + len(frames) + 16)).to_bytes(2, "big")
-    packet_number = number.to_bytes(2, "big")
+    packet_number = (number & 0xFFFF).to_bytes(2, "big")
     nonce = bytes(a ^ b for a, b in zip(keys.iv, number.to_bytes(12, "big"), strict=True))
     sealed = AESGCM(keys.key).encrypt(nonce, frames, head + packet_number)
     sample = sealed[2:18]

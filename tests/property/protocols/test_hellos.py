@@ -24,7 +24,7 @@ HELLOS = st.builds(
     build.handshake,
     NAMES,
     alpn=st.lists(st.sampled_from(["h2", "http/1.1", "h3"]), unique=True),
-    size=st.one_of(st.none(), st.integers(500, 3000)),
+    size=st.one_of(st.none(), st.integers(640, 3000)),
     ech=st.booleans(),
 )
 

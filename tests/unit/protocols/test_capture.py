@@ -79,6 +79,12 @@ def test_a_pcap_that_ends_between_records_is_whole() -> None:
         (build.pcapng([]) + struct.pack("<IIII", 5, 16, 0, 20), "two lengths differ"),
         (build.pcapng([]) + build.block("<", 6, struct.pack("<IIIII", 3, 0, 0, 0, 0)), "interface 3"),
         (build.pcapng([]) + build.block("<", 6, struct.pack("<IIIII", 0, 0, 0, 9, 9)), "longer than its block"),
+        (
+            build.pcapng([])
+            + build.block("<", 0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+            + build.block("<", 6, struct.pack("<IIIII", 0, 0, 0, 0, 0)),
+            "interface 0",
+        ),
         (build.pcapng([]) + build.block("<", 6, b"1234"), "too short"),
         (build.pcapng([]) + build.block("<", 1, b"1234"), "too short"),
         (b"\x0a\x0d\x0d\x0a\x1c\0\0\0????" + b"\0" * 16, "unknown byte order"),

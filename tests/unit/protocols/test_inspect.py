@@ -28,7 +28,7 @@ def command(*words: str) -> int:
 def capture(tmp_path: Path) -> Path:
     frames = build.connection([b"EHLO x\r\n", hello.client_hello("late.example", alpn=("h2",))], dport=25)
     frames += build.connection([hello.client_hello(None)], sport=40_001)
-    frames += build.connection([hello.client_hello(b"\x1b[2J\xe2\x80\xae\xff")], sport=40_002)
+    frames += build.connection([hello.client_hello(b"\x1b[2J\x7f\xe2\x80\xae\xff")], sport=40_002)
     frames += [build.udp_frame(one) for one in initials.flight(hello.handshake("quic.example", ech=True))]
     path = tmp_path / "traffic.pcap"
     path.write_bytes(build.pcap(frames))
@@ -60,7 +60,7 @@ def test_json_lines(capture: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "encap": [],
     }
     assert (absent["sni"], absent["state"], absent["late"]) == ("", "absent", False)
-    assert (invalid["sni"], invalid["state"]) == ("\x1b[2J\u202e\\xff", "invalid")
+    assert (invalid["sni"], invalid["state"]) == ("\x1b[2J\x7f\u202e\\xff", "invalid")
     assert (quic["transport"], quic["sni"], quic["ech"], quic["ja4"][0]) == ("quic", "quic.example", True, "q")
     assert "client hellos: 4 (1 absent, 2 complete, 1 invalid)" in err
 

@@ -85,6 +85,25 @@ def test_after_a_retry_the_hello_starts_afresh() -> None:
     assert reading.name.value == "quic.example"
 
 
+def test_another_connection_on_the_flow_is_not_mixed_with_the_first() -> None:
+    other = build.handshake("other.example", size=1300)
+    reading = read(
+        initials.initial(initials.crypto(0, HELLO[:900])),
+        initials.initial(initials.crypto(0, other[:700]), dcid=b"another one"),
+        initials.initial(initials.crypto(700, other[700:]), dcid=b"another one", number=1),
+    )
+    assert reading is not None
+    assert reading.name.value == "other.example"
+
+
+def test_packet_numbers_are_counted_on_past_their_truncation() -> None:
+    first = initials.initial(initials.crypto(0, HELLO[:900]), number=0xFFF0)
+    second = initials.initial(initials.crypto(900, HELLO[900:]), number=0x10003)
+    reading = read(first, second)
+    assert reading is not None
+    assert reading.name.value == "quic.example"
+
+
 def test_coalesced_packets() -> None:
     zero_rtt = b"\xd1" + V1.to_bytes(4, "big") + b"\x08" + initials.DCID + b"\0" + b"\x40\x20" + b"\xee" * 32
     small = build.handshake("quic.example")

@@ -36,6 +36,9 @@ def test_a_hello_over_records_and_segments(size: int, records: int) -> None:
     assert reading.name.value == "example.com"
     assert reading.records == records
     assert reading.size == size - 5 * records
+    at_once = read(stream)
+    assert at_once is not None
+    assert (at_once.name, at_once.records) == (reading.name, records)
 
 
 def test_every_truncation_needs_more() -> None:
@@ -90,6 +93,12 @@ def test_a_claim_beyond_the_bound_is_partial_at_once() -> None:
     assert reading is not None
     assert reading.state is NameState.PARTIAL
     assert "4096" in reading.reason
+
+
+def test_the_bound_holds_for_a_hello_that_comes_at_once() -> None:
+    stream = build.client_hello("example.com", size=1800)
+    assert state(stream, limit=1800) is NameState.COMPLETE
+    assert state(stream, limit=1799) is NameState.PARTIAL
 
 
 def test_tiny_records_cannot_stretch_the_bound() -> None:

@@ -100,6 +100,11 @@ def test_a_hello_behind_a_request_in_the_same_segment(before: bytes) -> None:
     assert names(Talk().client(before + HELLO).frames) == [("late.example", True)]
 
 
+def test_a_hello_behind_a_request_goes_on_in_the_next_segment() -> None:
+    talk = Talk().client(b"CONNECT late.example:443 HTTP/1.1\r\n\r\n" + HELLO[:90]).client(HELLO[90:])
+    assert names(talk.frames) == [("late.example", True)]
+
+
 def test_a_hello_that_the_server_side_opens_is_found_too() -> None:
     talk = Talk(dport=21).server(b"220 hi\r\n").client(b"x\r\n").server(HELLO)
     assert names(talk.frames) == [("late.example", True)]

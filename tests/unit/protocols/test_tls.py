@@ -110,6 +110,14 @@ def test_the_fixed_part_is_checked_too() -> None:
         assert part in reading.reason
 
 
+def test_an_extension_may_not_run_past_the_end() -> None:
+    good = bytearray(build.message([(0, build.server_names("a.example")), (0xFF01, b"\0")]))
+    good[-2] = 9
+    reading = parse_hello(bytes(good))
+    assert (reading.state, reading.name.value) == (NameState.MALFORMED, "")
+    assert "65281 runs past" in reading.reason
+
+
 def test_a_message_cut_short_is_partial_at_every_byte() -> None:
     message = build.handshake("example.com", alpn=("h2",))
     for length in range(len(message)):
