@@ -16,7 +16,7 @@ _BY_ARITY: dict[int, tuple[str, ...]] = {
         "glob.quote_meta", "hex.decode", "hex.encode", "http.send", "intersection", "is_array",
         "is_boolean", "is_null", "is_number", "is_object", "is_set", "is_string", "json.is_valid",
         "json.marshal", "json.unmarshal", "json.verify_schema", "lower", "max", "min", "net.cidr_expand",
-        "net.cidr_is_valid", "object.keys", "object.union_n", "print", "product", "regex.is_valid", "round",
+        "net.cidr_is_valid", "object.keys", "object.union_n", "product", "regex.is_valid", "round",
         "semver.is_valid", "sort", "strings.reverse", "sum", "time.clock", "time.date", "time.format",
         "time.parse_duration_ns", "time.parse_rfc3339_ns", "time.weekday", "to_number", "trace",
         "trim_space", "type_name", "union", "units.parse", "units.parse_bytes", "upper", "urlquery.decode",

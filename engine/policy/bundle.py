@@ -91,9 +91,7 @@ def read(folder: Path) -> Bundle:
     if findings:
         raise PolicyRefusedError(findings)
     commit, dirty = git_state(folder)
-    return Bundle(
-        folder, tuple(modules), tuple(tests), data, test_data, owners, digest_of(files), commit, dirty
-    )
+    return Bundle(folder, tuple(modules), tuple(tests), data, test_data, owners, digest_of(files), commit, dirty)
 
 
 def digest_of(files: dict[str, bytes]) -> str:
@@ -211,7 +209,7 @@ def _document(name: str, content: bytes, findings: list[Finding]) -> dict[str, A
         findings.append(Finding(name, 1, 1, f"not JSON: {error}", "mend the JSON"))
         return None
     if not isinstance(document, dict):
-        findings.append(Finding(name, 1, 1, "the file holds no JSON object", "wrap the value: {\"name\": ...}"))
+        findings.append(Finding(name, 1, 1, "the file holds no JSON object", 'wrap the value: {"name": ...}'))
         return None
     return document
 

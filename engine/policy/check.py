@@ -131,9 +131,7 @@ def _call_findings(
             "use the fact `clock`, or give the value as data",
         )
     elif name in builtins.DIFFERING:
-        yield place.finding(
-            f"{name} does not mean the same in both evaluators", builtins.DIFFERING[name]
-        )
+        yield place.finding(f"{name} does not mean the same in both evaluators", builtins.DIFFERING[name])
     elif name not in builtins.ARITY:
         near = difflib.get_close_matches(name, builtins.ARITY, 1)
         yield place.finding(
@@ -145,9 +143,7 @@ def _call_findings(
             "walk with one argument is empty in the embedded evaluator", "write walk(value, [path, leaf])"
         )
     elif len(arguments) not in (builtins.ARITY[name], builtins.ARITY[name] + 1):
-        yield place.finding(
-            f"{name} takes {builtins.ARITY[name]} arguments, not {len(arguments)}", "mend the call"
-        )
+        yield place.finding(f"{name} takes {builtins.ARITY[name]} arguments, not {len(arguments)}", "mend the call")
     elif name in builtins.ASCII_ONLY and not _ascii(arguments[0], program, module):
         yield place.finding(
             f"{name} differs between the evaluators for letters beyond ASCII",
@@ -331,8 +327,7 @@ def _outside(
             )
         elif read.path[0] in ALL_FACTS and read.path[0] not in scope:
             yield read.place.finding(
-                f"rule {rule.name} reads input.{'.'.join(read.path)}, but its {word} is "
-                f"{{{', '.join(sorted(scope))}}}",
+                f"rule {rule.name} reads input.{'.'.join(read.path)}, but its {word} is {{{', '.join(sorted(scope))}}}",
                 f'add "{read.path[0]}" to its {word}, or do not read it',
             )
 

@@ -137,9 +137,7 @@ def _undecided(
     joined = [part for part in asked if part.rule.effects & _REFUSALS]
     if default is not Verdict.ALLOW:
         # Whether an allow or the default is at stake decides which open rules matter.
-        joined += allowing[:1] or [
-            part for part in asked if Verdict.ALLOW in part.rule.effects and not part.open
-        ]
+        joined += allowing[:1] or [part for part in asked if Verdict.ALLOW in part.rule.effects and not part.open]
         # A rule that reads `event` gives no allow here, whatever it says: its facts matter by its being open only.
     witness = min(pending, key=lambda part: _breadth(_openness(part)), default=None)
     scope = frozenset().union(*(part.scope for part in joined))

@@ -80,8 +80,11 @@ def declared_rules(program: Program, findings: list[Finding], *, incomplete: boo
         declared = _rule(program, package, place, findings)
         if declared is not None:
             found.append(declared)
-    if not found and not incomplete and not program.at((*ROOT_PACKAGE, "source_deny")) and not program.at(
-        (*ROOT_PACKAGE, "default_verdict")
+    if (
+        not found
+        and not incomplete
+        and not program.at((*ROOT_PACKAGE, "source_deny"))
+        and not program.at((*ROOT_PACKAGE, "default_verdict"))
     ):
         findings.append(Finding(".", 0, 0, "the policy has no rule", "add package sallyport.rules.<name>"))
     return found
@@ -194,9 +197,7 @@ def _scope(program: Program, path: Path, findings: list[Finding]) -> frozenset[s
     return facts
 
 
-def _facts(
-    definition: Definition, items: Sequence[object], word: str, findings: list[Finding]
-) -> frozenset[str]:
+def _facts(definition: Definition, items: Sequence[object], word: str, findings: list[Finding]) -> frozenset[str]:
     facts: set[str] = set()
     for item in items:
         found = kind(item)

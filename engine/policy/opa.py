@@ -114,9 +114,7 @@ class OpaEvaluator:
             patches = [{"op": "add", "path": f"/{_escaped(key)}", "value": value} for key, value in bundle.data.items()]
             if patches:
                 await _mapped(client.patch_data("", patches), "take the data")
-            waiting = {
-                f"{_MODULE_PREFIX}{index}": module.text for index, module in enumerate(bundle.modules)
-            }
+            waiting = {f"{_MODULE_PREFIX}{index}": module.text for index, module in enumerate(bundle.modules)}
             # A module that calls another's function is refused until that one is there: in rounds, until none moves.
             while waiting:
                 refused = {name: error for name, text in waiting.items() if (error := await _put(client, name, text))}

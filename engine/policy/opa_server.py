@@ -42,9 +42,7 @@ class OpaServer:
         """Start a server. Raises EvaluatorError when there is no usable opa."""
         found = shutil.which(binary)
         if found is None:
-            raise EvaluatorError(
-                f"there is no program named {binary}", hint="install opa, or use --evaluator embedded"
-            )
+            raise EvaluatorError(f"there is no program named {binary}", hint="install opa, or use --evaluator embedded")
         token = secrets.token_urlsafe(32)
         with tempfile.TemporaryDirectory(prefix="sallyport-opa-") as directory:
             policy = Path(directory) / "authz.rego"

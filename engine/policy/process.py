@@ -77,9 +77,7 @@ _R = TypeVar("_R", bound=msgspec.Struct)
 class Child:
     """A running child. Made by `start`; not shared between two requests at a time."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], transport: asyncio.Transport, stream: _Stream
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], transport: asyncio.Transport, stream: _Stream) -> None:
         self._process = process
         self._transport = transport
         self._stream = stream

@@ -73,18 +73,14 @@ def widenings(rules: Iterable[Rule], default: Verdict | None) -> list[Widening]:
     The joined ones are the widest that can come out: a rule whose target is false adds its target's facts only.
     """
     table = sorted(rules, key=lambda rule: rule.name)
-    found = [
-        Widening(f"denies by {rule.name}", rule.scope, {}) for rule in table if Verdict.DENY in rule.effects
-    ]
+    found = [Widening(f"denies by {rule.name}", rule.scope, {}) for rule in table if Verdict.DENY in rule.effects]
     for rule in table:
         if Verdict.REJECT in rule.effects:
             turning = [other for other in table if other is not rule and Verdict.DENY in other.effects]
             found.append(_joined(f"rejects by {rule.name}", rule.scope, turning))
     for rule in table:
         if Verdict.ALLOW in rule.effects:
-            turning = [
-                other for other in table if other is not rule and other.effects & {Verdict.DENY, Verdict.REJECT}
-            ]
+            turning = [other for other in table if other is not rule and other.effects & {Verdict.DENY, Verdict.REJECT}]
             found.append(_joined(f"allows by {rule.name}", rule.scope, turning))
     if default is not None:
         turning = [rule for rule in table if rule.effects - {default}]

@@ -248,9 +248,7 @@ def _definition(rule: Node, package: Path, file: str, source: bytes) -> Definiti
     assigned = head.get("assign")
     value = assigned["value"] if assigned else head.get("key")
     form = {"Set": "set", "Func": "function"}.get(head_kind, "value" if constant else "object")
-    return Definition(
-        path, package, form, place, fields["bodies"], value, head["refr"], head.get("args") or ()
-    )
+    return Definition(path, package, form, place, fields["bodies"], value, head["refr"], head.get("args") or ())
 
 
 def _head_path(reference: Node, package: Path) -> tuple[Path, bool]:

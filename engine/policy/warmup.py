@@ -101,8 +101,10 @@ def _pool(fact: str, texts: Sequence[str], numbers: Sequence[int]) -> list[Any]:
     longest = max(len(column) for column in columns.values())
     # Columns of unequal length drift against each other, so that not always the same values meet.
     return [
-        {name: column[(row + shift * (row // len(column))) % len(column)] for shift, (name, column) in
-         enumerate(columns.items())}
+        {
+            name: column[(row + shift * (row // len(column))) % len(column)]
+            for shift, (name, column) in enumerate(columns.items())
+        }
         for row in range(longest)
     ]
 

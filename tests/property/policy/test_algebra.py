@@ -57,9 +57,7 @@ def draw_rules(chance: random.Random) -> list[TableRule]:
         target_scope = frozenset(chance.sample(sorted(scope), chance.randint(1, len(scope))))
         effects = frozenset(chance.sample(EFFECTS, chance.choice([1, 1, 1, 2, 3])))
         has_target = chance.random() < 0.5
-        rule = Rule(
-            f"r{number}", "", scope, "", target_scope=target_scope if has_target else None, effects=effects
-        )
+        rule = Rule(f"r{number}", "", scope, "", target_scope=target_scope if has_target else None, effects=effects)
         odds = chance.choice([0.1, 0.3, 0.6])
         keys = itertools.product((0, 1), repeat=len(scope))
         says = {key: frozenset(effect for effect in effects if chance.random() < odds) for key in keys}
@@ -119,9 +117,7 @@ def check(seed: int) -> None:
     assert_scope_holds(connects)
     for flow, decision in connects:
         assert not decision.scope & set(AT_PAYLOAD)
-        later = {
-            its.verdict for other, its in payloads if all(flow[fact] == other[fact] for fact in AT_CONNECT)
-        }
+        later = {its.verdict for other, its in payloads if all(flow[fact] == other[fact] for fact in AT_CONNECT)}
         explicit = any(reason.rule != "default" for reason in decision.reasons)
         if decision.verdict is Verdict.UNDECIDED:
             # Nothing is left open without a rule that can still speak.

@@ -71,7 +71,10 @@ def test_the_digest_follows_every_byte_and_every_name(write: Write) -> None:
 
 def test_two_files_may_not_give_one_value(write: Write) -> None:
     found = refused(write({"lists/a.json": {"x": {"y": 1}}, "lists/b.json": {"x": {"y": 2}}}))
-    assert found == [("lists/b.json", 1, "data.lists.x.y is already given by lists/a.json")] or found[0][0] == "lists/b.json"
+    assert (
+        found == [("lists/b.json", 1, "data.lists.x.y is already given by lists/a.json")]
+        or found[0][0] == "lists/b.json"
+    )
 
 
 @pytest.mark.parametrize(

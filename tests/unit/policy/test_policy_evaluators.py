@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.errors import EvaluatorError
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Evaluator, Question
@@ -27,9 +28,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[], EmbeddedEvaluator | Opa
     return lambda: OpaEvaluator(timeout=5.0)
 
 
-def ask(
-    make: Callable[[], Evaluator], folder: Path, use: Callable[[Evaluator], Awaitable[Any]]
-) -> Any:
+def ask(make: Callable[[], Evaluator], folder: Path, use: Callable[[Evaluator], Awaitable[Any]]) -> Any:
     """Load a folder that passes the check and use the evaluator; it is closed whatever happens."""
 
     async def main() -> Any:
@@ -69,11 +68,9 @@ def test_a_false_target_keeps_the_body_from_being_evaluated(make: Callable[[], E
     folder = write(
         {
             "one.rego": rule(
-                'target_scope := {"dest"}\n'
-                "target if input.dest.port == 443\n"
-                "deny contains 1 / 0 if input.exe.path\n",
+                'target_scope := {"dest"}\ntarget if input.dest.port == 443\ndeny contains 1 / 0 if input.exe.path\n',
                 scope='{"dest", "exe"}',
-            ).replace("1 / 0", "sprintf(\"%d\", [count(net.cidr_expand(input.exe.path))])")
+            ).replace("1 / 0", 'sprintf("%d", [count(net.cidr_expand(input.exe.path))])')
         }
     )
     inputs = {"dest": DEST | {"port": 80}, "exe": EXE}
@@ -81,13 +78,12 @@ def test_a_false_target_keeps_the_body_from_being_evaluated(make: Callable[[], E
     assert answer == Answer(target=False)
 
 
-def test_only_the_target_is_answered_from_the_targets_facts_alone(
-    make: Callable[[], Evaluator], write: Write
-) -> None:
+def test_only_the_target_is_answered_from_the_targets_facts_alone(make: Callable[[], Evaluator], write: Write) -> None:
     folder = write(
         {
             "one.rego": rule(
-                'target_scope := {"dest"}\ntarget if input.dest.port == 443\ndeny contains "d" if input.exe.path != ""\n',
+                'target_scope := {"dest"}\ntarget if input.dest.port == 443\n'
+                'deny contains "d" if input.exe.path != ""\n',
                 scope='{"dest", "exe"}',
             )
         }
@@ -104,7 +100,9 @@ def test_only_the_target_is_answered_from_the_targets_facts_alone(
 def test_an_error_in_one_rule_is_its_own_failed_answer(make: Callable[[], Evaluator], write: Write) -> None:
     folder = write(
         {
-            "one.rego": rule('deny contains "d" if net.cidr_contains(input.exe.path, input.dest.address)', scope='{"dest", "exe"}'),
+            "one.rego": rule(
+                'deny contains "d" if net.cidr_contains(input.exe.path, input.dest.address)', scope='{"dest", "exe"}'
+            ),
             "two.rego": rule('deny contains "fine"', name="two"),
         }
     )
@@ -169,9 +167,9 @@ def test_data_and_libraries_of_other_folders_are_there(make: Callable[[], Evalua
     folder = write(
         {
             # "a.rego" is pushed before the library whose function it calls.
-            "a.rego": rule("import data.lib.ports\n\ndeny contains name if some name in ports.names(input.dest.port)").replace(
-                'scope := {"dest"}\n\nimport data.lib.ports\n', 'import data.lib.ports\n\nscope := {"dest"}\n'
-            ),
+            "a.rego": rule(
+                "import data.lib.ports\n\ndeny contains name if some name in ports.names(input.dest.port)"
+            ).replace('scope := {"dest"}\n\nimport data.lib.ports\n', 'import data.lib.ports\n\nscope := {"dest"}\n'),
             "lib/ports.rego": (
                 "package lib.ports\n\nnames(port) := {name | some name, listed in data.lists.ports; listed == port}\n"
             ),
@@ -261,7 +259,7 @@ def test_opa_needs_its_program(write: Write) -> None:
 def test_opa_asks_for_its_token(write: Write) -> None:
     async def stranger(evaluator: Any) -> Answer:
         server = evaluator._server
-        other = OpaEvaluator(host="127.0.0.1", port=server.port, token="wrong")
+        other = OpaEvaluator(host="127.0.0.1", port=server.port, token="wrong")  # noqa: S106 - that it is wrong is the point
         with pytest.raises(EvaluatorError):
             await other.load(*evaluator._loaded)
         (answer,) = await evaluator.evaluate([Question("one", {"dest": DEST})])

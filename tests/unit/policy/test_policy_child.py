@@ -1,0 +1,237 @@
+"""The embedded evaluator's child: hung, stopped, crashed or killed, it is replaced and nobody gets a made-up answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from engine.policy.embedded import EmbeddedEvaluator
+from engine.policy.evaluator import Answer, Question
+from engine.policy.frames import Queried, Query
+from engine.policy.process import Child, ChildError
+from tests.support.policies import Write, rule, statically
+
+DEST = {"address": "192.0.2.1", "port": 443, "transport": "tcp", "locality": "public"}
+ENDLESS = (
+    'allow contains "a" if input.dest.port == 443\n'
+    'allow contains sprintf("%d", [n]) if {\n\tinput.dest.port == 80\n'
+    "\tn := count([1 | some x in numbers.range(1, 100000); some y in numbers.range(1, 100000); x == y])\n}"
+)
+CRASHING = (
+    'allow contains "a" if input.dest.port == 443\n'
+    'allow contains "b" if {\n\tinput.dest.port == 80\n\tf(1)\n}\nf(x) := f(x)'
+)
+_T = TypeVar("_T")
+
+
+def question(port: int) -> list[Question]:
+    return [Question("one", {"dest": DEST | {"port": port}})]
+
+
+def alive(pid: int | None) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def descriptors(pid: int) -> set[str]:
+    return {str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def environment_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def use(folder: Path, used: Callable[[EmbeddedEvaluator], Awaitable[_T]], *, timeout: float = 0.5) -> _T:
+    async def main() -> _T:
+        bundle, checked = statically(folder)
+        evaluator = EmbeddedEvaluator(timeout=timeout)
+        try:
+            await evaluator.load(bundle, checked.rules)
+            return await used(evaluator)
+        finally:
+            await evaluator.close()
+
+    return asyncio.run(main())
+
+
+async def until_answered(evaluator: EmbeddedEvaluator, port: int) -> list[Answer]:
+    """Ask until there is an answer; each call waits for a restart as long as its own timeout."""
+    answers = []
+    for _ in range(100):
+        answers += await evaluator.evaluate(question(port))
+        if not answers[-1].error:
+            return answers
+    raise AssertionError(answers)
+
+
+@pytest.mark.parametrize(("body", "words"), [(ENDLESS, "did not answer"), (CRASHING, "has ended")])
+def test_a_rule_that_never_ends_or_crashes_costs_its_own_flow_only(write: Write, body: str, words: str) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        first = evaluator.pid
+        (broken,) = await evaluator.evaluate(question(80))
+        assert words in broken.error
+        assert broken.allow == ()
+        answers = await until_answered(evaluator, 443)
+        assert answers[-1] == Answer(allow=("a",))
+        assert evaluator.restarts == 1
+        assert evaluator.pid != first
+        assert not alive(first)
+
+    use(write({"one.rego": rule(body)}), used)
+
+
+def test_a_stopped_child_is_replaced(write: Write) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        assert evaluator.pid is not None
+        os.kill(evaluator.pid, signal.SIGSTOP)
+        (stopped,) = await evaluator.evaluate(question(443))
+        assert "did not answer" in stopped.error
+        assert (await until_answered(evaluator, 443))[-1] == Answer(allow=("a",))
+
+    use(write({"one.rego": rule(ENDLESS)}), used)
+
+
+def test_those_who_wait_behind_a_hung_question_get_their_own_answers(write: Write) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        ports = [443, 80, 443, 22, 443]
+        answers = await asyncio.gather(*(evaluator.evaluate(question(port)) for port in ports))
+        for port, (answer,) in zip(ports, answers, strict=True):
+            assert answer.error or answer.allow == (("a",) if port == 443 else ())
+        assert answers[1][0].error
+
+    use(write({"one.rego": rule(ENDLESS)}), used)
+
+
+def test_an_abandoned_question_does_not_answer_the_next(write: Write) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        abandoned = asyncio.ensure_future(evaluator.evaluate(question(443)))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await abandoned
+        assert (await until_answered(evaluator, 22))[-1] == Answer()
+
+    use(write({"one.rego": rule(ENDLESS)}), used)
+
+
+def test_restarts_are_spaced_and_counted(write: Write) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        pauses: list[float] = []
+        real = asyncio.sleep
+
+        async def pause(delay: float) -> None:
+            pauses.append(delay)
+            await real(0)
+
+        asyncio.sleep = pause  # type: ignore[assignment]
+        try:
+            for _ in range(6):
+                answers = []
+                while not any("has ended" in answer.error for answer in answers):
+                    answers += await evaluator.evaluate(question(80))
+        finally:
+            asyncio.sleep = real
+        assert pauses[:5] == [0.0, 0.05, 0.1, 0.2, 0.4]
+        assert evaluator.restarts == 6
+
+    use(write({"one.rego": rule(CRASHING)}), used)
+
+
+def test_after_close_nothing_is_started_again(write: Write) -> None:
+    async def main() -> EmbeddedEvaluator:
+        bundle, checked = statically(write({"one.rego": rule(CRASHING)}))
+        evaluator = EmbeddedEvaluator()
+        await evaluator.load(bundle, checked.rules)
+        await evaluator.evaluate(question(80))
+        await evaluator.close()
+        (answer,) = await evaluator.evaluate(question(443))
+        assert answer.error
+        return evaluator
+
+    assert asyncio.run(main()).pid is None
+
+
+def test_the_child_has_the_socket_and_no_other_descriptor() -> None:
+    async def main() -> set[str]:
+        read_end, write_end = os.pipe()
+        os.set_inheritable(write_end, True)
+        child = await Child.start()
+        try:
+            await child.request(Query([]), Queried, 10.0)
+            return descriptors(child.pid)
+        finally:
+            await child.end()
+            os.close(read_end)
+            os.close(write_end)
+
+    assert asyncio.run(main()) == {"/dev/null", "socket"}
+
+
+def test_the_child_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SALLYPORT_SECRET", "token")
+
+    async def main() -> bytes:
+        child = await Child.start()
+        try:
+            await child.request(Query([]), Queried, 10.0)
+            return environment_of(child.pid)
+        finally:
+            await child.end()
+
+    environment = asyncio.run(main())
+    assert b"SALLYPORT_SECRET" not in environment
+    assert b"RUST_LIB_BACKTRACE=0" in environment
+
+
+def test_the_child_dies_with_the_engine() -> None:
+    # An engine that is killed while its child is in an endless evaluation: the closed socket is not seen there.
+    program = (
+        "import asyncio, os, signal\n"
+        "from engine.policy.process import Child\n"
+        "from engine.policy.frames import *\n"
+        "async def main():\n"
+        "    child = await Child.start()\n"
+        "    many = 'numbers.range(1, 100000)'\n"
+        "    module = f'package a\\n\\nx := count([1 | some i in {many}; some j in {many}; i == j])'\n"
+        "    await child.request(Load([('a.rego', module)], b'{}', []), Ready, 10.0)\n"
+        "    child._transport.write(frame(Query(['data.a.x'])))\n"
+        "    print(child.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    pid = int(run.stdout)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        import select
+
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert poll.poll(5_000), "the child outlived the engine"
+    finally:
+        os.close(descriptor)
+
+
+def test_a_child_that_speaks_out_of_turn_is_not_believed() -> None:
+    async def main() -> None:
+        child = await Child.start()
+        try:
+            with pytest.raises(ChildError, match="another question"):
+                await child.request(Query([]), _Other, 10.0)
+        finally:
+            await child.end()
+
+    from engine.policy.frames import Ready as _Other
+
+    asyncio.run(main())

@@ -1,0 +1,297 @@
+"""Decisions as a flow meets them: scopes, stages, failures, and the judge's memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from engine.errors import EvaluatorError
+from engine.model.decision import Decision, Reason, Stage, Verdict
+from engine.model.facts import (
+    ALL_FACTS,
+    Clock,
+    Dest,
+    Direction,
+    Event,
+    Exe,
+    Facts,
+    Host,
+    Name,
+    NameState,
+    Transport,
+)
+from engine.policy.bundle import Bundle
+from engine.policy.decide import decide
+from engine.policy.evaluator import Answer, Question
+from engine.policy.judge import Judge, clock_remaining
+from engine.policy.rule import Rule, widenings
+
+NOW = datetime(2026, 3, 2, 10, 20, 0, tzinfo=timezone.utc)
+DENY, REJECT, ALLOW = frozenset({Verdict.DENY}), frozenset({Verdict.REJECT}), frozenset({Verdict.ALLOW})
+
+
+def made(
+    name: str,
+    *scope: str,
+    effects: frozenset[Verdict] = DENY,
+    target: Sequence[str] | None = None,
+    reads: Sequence[str] = (),
+) -> Rule:
+    return Rule(
+        name,
+        f"data.sallyport.rules.{name}",
+        frozenset(scope),
+        "",
+        frozenset(target) if target is not None else None,
+        effects,
+        reads=frozenset(reads),
+    )
+
+
+def facts(*, exe: str = "/usr/bin/a", name: str = "www.example", port: int = 443) -> Facts:
+    return Facts(
+        Event.PAYLOAD,
+        Direction.EGRESS,
+        Dest("192.0.2.1", port, Transport.TCP, "public"),
+        Clock(10, "monday"),
+        exe=Exe(exe),
+        name=Name(name, NameState.COMPLETE),
+        host=Host("h", {"env": "lab"}),
+    )
+
+
+class Spoken:
+    """An evaluator that answers from a function and writes down what it was asked."""
+
+    name = "spoken"
+
+    def __init__(self, say: Callable[[Question], Answer]) -> None:
+        self._say = say
+        self.asked: list[Question] = []
+
+    async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None:
+        raise NotImplementedError
+
+    async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
+        self.asked += questions
+        return [self._say(question) for question in questions]
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+def ask(judge: Judge, flow: Facts, stage: Stage = Stage.PAYLOAD, now: datetime = NOW) -> Decision:
+    return asyncio.run(judge.decide(flow, stage, now=now))
+
+
+def test_the_same_name_is_allowed_for_one_program_and_denied_for_another() -> None:
+    evaluator = Spoken(
+        lambda question: Answer(deny=() if question.input["exe"]["path"] == "/usr/bin/a" else ("not for this program",))
+    )
+    judge = Judge(evaluator, [made("exe_names", "exe", "name")], Verdict.ALLOW)
+    allowed = ask(judge, facts(exe="/usr/bin/a"))
+    denied = ask(judge, facts(exe="/usr/bin/b"))
+    again = ask(judge, facts(exe="/usr/bin/a"))
+    assert (allowed.verdict, allowed.scope) == (Verdict.ALLOW, {"exe", "name"})
+    assert (denied.verdict, denied.scope) == (Verdict.DENY, {"exe", "name"})
+    assert again == allowed
+    assert len(evaluator.asked) == 2
+    assert (judge.hits, judge.misses) == (1, 2)
+
+
+def test_a_rule_is_given_its_own_facts_and_no_others() -> None:
+    evaluator = Spoken(lambda _: Answer())
+    ask(Judge(evaluator, [made("one", "name"), made("two", "dest", "exe")], Verdict.ALLOW), facts())
+    assert [(question.rule, sorted(question.input)) for question in evaluator.asked] == [
+        ("one", ["name"]),
+        ("two", ["dest", "exe"]),
+    ]
+
+
+def test_an_answer_is_remembered_under_the_rules_facts_alone() -> None:
+    evaluator = Spoken(lambda _: Answer())
+    judge = Judge(evaluator, [made("one", "name", "host")], Verdict.ALLOW)
+    for port in range(5):
+        ask(judge, facts(port=port, exe=f"/usr/bin/{port}"))
+    ask(judge, facts(name="other.example"))
+    assert len(evaluator.asked) == 2
+
+
+def test_a_false_target_is_remembered_for_every_body() -> None:
+    evaluator = Spoken(lambda _: Answer(target=False))
+    judge = Judge(evaluator, [made("one", "dest", "exe", target=["dest"])], Verdict.ALLOW)
+    decisions = {ask(judge, facts(exe=f"/usr/bin/{number}")).scope for number in range(5)}
+    assert decisions == {frozenset({"dest"})}
+    assert len(evaluator.asked) == 1
+
+
+def test_a_true_target_says_nothing_about_the_next_body() -> None:
+    evaluator = Spoken(lambda question: Answer(("no",) if question.input["exe"]["path"] == "/b" else (), target=True))
+    judge = Judge(evaluator, [made("one", "dest", "exe", target=["dest"])], Verdict.ALLOW)
+    assert ask(judge, facts(exe="/a")).verdict is Verdict.ALLOW
+    assert ask(judge, facts(exe="/b")).verdict is Verdict.DENY
+
+
+def test_the_memory_is_bounded() -> None:
+    evaluator = Spoken(lambda _: Answer())
+    judge = Judge(evaluator, [made("one", "name")], Verdict.ALLOW, memory=3)
+    for name in ("a", "b", "c", "a", "d", "a", "b"):
+        ask(judge, facts(name=name))
+    # "b" was the longest unused when "d" came.
+    assert [question.input["name"]["value"] for question in evaluator.asked] == ["a", "b", "c", "d", "b"]
+
+
+@pytest.mark.parametrize("posture", [Verdict.ALLOW, Verdict.DENY])
+def test_a_failed_answer_is_the_posture_for_this_flow_only_and_is_not_remembered(posture: Verdict) -> None:
+    evaluator = Spoken(lambda _: Answer(allow=("made up",), error="out of order"))
+    judge = Judge(evaluator, [made("one", "name", effects=ALLOW)], Verdict.REJECT, posture=posture)
+    decision = ask(judge, facts())
+    assert decision == Decision(
+        posture, ALL_FACTS, (Reason("posture", "rule one gave no answer: out of order"),), 0.0, failed=True
+    )
+    ask(judge, facts())
+    assert len(evaluator.asked) == 2
+
+
+def test_a_refusal_stands_when_another_rule_fails() -> None:
+    evaluator = Spoken(lambda question: Answer(("no",)) if question.rule == "two" else Answer(error="gone"))
+    judge = Judge(evaluator, [made("one", "name"), made("two", "dest")], Verdict.ALLOW, posture=Verdict.ALLOW)
+    decision = ask(judge, facts())
+    assert (decision.verdict, decision.failed, decision.ttl, decision.scope) == (Verdict.DENY, True, 0.0, ALL_FACTS)
+
+
+def test_an_evaluator_that_raises_or_answers_too_little_is_a_failure() -> None:
+    class Broken(Spoken):
+        async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
+            raise EvaluatorError("gone")
+
+    class Short(Spoken):
+        async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
+            return []
+
+    for evaluator in (Broken, Short):
+        decision = ask(Judge(evaluator(lambda _: Answer()), [made("one", "name")], Verdict.ALLOW), facts())
+        assert (decision.verdict, decision.failed) == (Verdict.DENY, True)
+
+
+def test_a_decision_without_an_answer_is_never_an_allow() -> None:
+    one = replace(made("decision", "dest", effects=DENY | REJECT | ALLOW), decision=True)
+    decision = decide([one], None, {"decision": Answer()}, Stage.PAYLOAD, Verdict.DENY)
+    assert (decision.verdict, decision.failed) == (Verdict.DENY, True)
+
+
+def test_deny_before_reject_before_allow_before_the_default() -> None:
+    rules = [made("d", "dest"), made("r", "exe", effects=REJECT), made("a", "name", effects=ALLOW)]
+
+    def verdict(**said: Answer) -> tuple[Verdict, frozenset[str]]:
+        answers = {name: said.get(name, Answer()) for name in ("d", "r", "a")}
+        decision = decide(rules, Verdict.DENY, answers, Stage.PAYLOAD)
+        return decision.verdict, decision.scope
+
+    everything = {"d": Answer(("no",)), "r": Answer(reject=("no",)), "a": Answer(allow=("yes",))}
+    assert verdict(**everything) == (Verdict.DENY, {"dest"})
+    assert verdict(r=everything["r"], a=everything["a"]) == (Verdict.REJECT, {"dest", "exe"})
+    assert verdict(a=everything["a"]) == (Verdict.ALLOW, {"dest", "exe", "name"})
+    assert verdict() == (Verdict.DENY, {"exe", "name"})
+
+
+def test_the_denying_rule_that_is_kept_longest_gives_the_scope() -> None:
+    rules = [made("flow", "process"), made("wide", "dest", "exe"), made("narrow", "name"), made("clocked", "clock")]
+    answers = {rule.name: Answer((f"by {rule.name}",)) for rule in rules}
+    decision = decide(rules, Verdict.ALLOW, answers, Stage.PAYLOAD)
+    assert decision.scope == {"name"}
+    assert [reason.rule for reason in decision.reasons] == ["narrow", "wide", "clocked", "flow"]
+
+
+def test_the_shortest_ttl_of_the_joined_rules_counts() -> None:
+    rules = [made("d", "dest"), made("a", "name", effects=ALLOW), made("b", "exe", effects=ALLOW)]
+    answers = {"d": Answer(ttl=50.0), "a": Answer(allow=("yes",), ttl=90.0), "b": Answer(ttl=1.0)}
+    assert decide(rules, Verdict.DENY, answers, Stage.PAYLOAD).ttl == 50.0
+    answers["d"] = Answer(("no",), ttl=70.0)
+    assert decide(rules, Verdict.DENY, answers, Stage.PAYLOAD).ttl == 70.0
+
+
+def test_at_connect_a_rule_by_name_leaves_the_flow_undecided() -> None:
+    evaluator = Spoken(lambda _: Answer())
+    judge = Judge(evaluator, [made("names", "name"), made("addresses", "dest")], Verdict.ALLOW)
+    decision = ask(judge, facts(), Stage.CONNECT)
+    assert (decision.verdict, decision.scope) == (Verdict.UNDECIDED, {"dest"})
+    assert [question.rule for question in evaluator.asked] == ["addresses"]
+
+
+def test_at_connect_a_deny_stands() -> None:
+    judge = Judge(Spoken(lambda _: Answer(("no",))), [made("names", "name"), made("addresses", "dest")], Verdict.ALLOW)
+    assert ask(judge, facts(), Stage.CONNECT).verdict is Verdict.DENY
+
+
+def test_at_connect_a_false_target_decides_without_the_payload() -> None:
+    evaluator = Spoken(lambda _: Answer(target=False))
+    judge = Judge(evaluator, [made("names", "name", "dest", target=["dest"])], Verdict.ALLOW)
+    decision = ask(judge, facts(port=22), Stage.CONNECT)
+    assert (decision.verdict, decision.scope) == (Verdict.ALLOW, {"dest"})
+    assert [(question.only_target, sorted(question.input)) for question in evaluator.asked] == [(True, ["dest"])]
+
+
+def test_at_connect_default_deny_waits_for_a_rule_that_could_allow() -> None:
+    judge = Judge(Spoken(lambda _: Answer()), [made("names", "name", effects=ALLOW)], Verdict.DENY)
+    assert ask(judge, facts(), Stage.CONNECT).verdict is Verdict.UNDECIDED
+    judge = Judge(Spoken(lambda _: Answer()), [made("names", "name", effects=DENY)], Verdict.DENY)
+    assert ask(judge, facts(), Stage.CONNECT).verdict is Verdict.DENY
+
+
+def test_at_connect_a_rule_that_reads_the_event_may_refuse_but_not_yet_allow() -> None:
+    rules = [made("events", "event", "dest", effects=DENY | ALLOW)]
+    assert (
+        ask(Judge(Spoken(lambda _: Answer(("no",))), rules, Verdict.ALLOW), facts(), Stage.CONNECT).verdict
+        is Verdict.DENY
+    )
+    allowing = Judge(Spoken(lambda _: Answer(allow=("yes",))), rules, Verdict.ALLOW)
+    assert ask(allowing, facts(), Stage.CONNECT).verdict is Verdict.UNDECIDED
+
+
+def test_at_connect_a_single_decision_by_name_waits() -> None:
+    one = replace(made("decision", "name", effects=DENY | REJECT | ALLOW), decision=True)
+    decision = ask(Judge(Spoken(lambda _: Answer()), [one], None), facts(), Stage.CONNECT)
+    assert (decision.verdict, decision.failed) == (Verdict.UNDECIDED, False)
+
+
+def test_without_rules_the_default_serves_everyone() -> None:
+    decision = ask(Judge(Spoken(lambda _: Answer()), [], Verdict.REJECT), facts(), Stage.CONNECT)
+    assert decision == Decision(Verdict.REJECT, frozenset(), (Reason("default", "the policy's default is reject"),))
+
+
+def test_a_verdict_by_the_hour_ends_with_the_hour() -> None:
+    rules = [made("hours", "clock", reads=["clock.hour"])]
+    decision = ask(Judge(Spoken(lambda _: Answer()), rules, Verdict.ALLOW), facts())
+    assert decision.ttl == 40 * 60.0
+    sooner = ask(Judge(Spoken(lambda _: Answer(ttl=5.0)), rules, Verdict.ALLOW), facts())
+    assert sooner.ttl == 5.0
+
+
+def test_a_verdict_that_did_not_read_the_clock_is_not_bound_by_it() -> None:
+    rules = [made("hours", "clock", reads=["clock.hour"]), made("names", "name")]
+    evaluator = Spoken(lambda question: Answer(("no",)) if question.rule == "names" else Answer())
+    assert ask(Judge(evaluator, rules, Verdict.ALLOW), facts()).ttl is None
+
+
+def test_a_day_is_kept_an_hour_less_for_the_day_that_has_23() -> None:
+    weekday = frozenset({"weekday"})
+    assert clock_remaining(weekday, NOW) == (13 * 60 + 40) * 60 - 3600
+    assert clock_remaining(weekday, NOW.replace(hour=23)) == 40 * 60
+    assert clock_remaining(weekday | {"hour"}, NOW) == 40 * 60
+    assert clock_remaining(frozenset(), NOW) is None
+    assert clock_remaining(weekday, NOW.replace(hour=23, minute=59, second=59) + timedelta(microseconds=999_999)) > 0
+
+
+def test_widenings_name_the_rule_that_adds() -> None:
+    rules = [made("a", "name", effects=ALLOW), made("m", "dest", "cgroup"), made("n", "name", effects=REJECT)]
+    assert [str(widening) for widening in widenings(rules, Verdict.DENY)] == [
+        "denies by m will be kept under cgroup, dest",
+        "rejects by n will be kept under cgroup, dest, name (m adds cgroup, dest)",
+        "allows by a will be kept under cgroup, dest, name (m adds cgroup, dest)",
+        "the default (deny) will be kept under name (a adds name; n adds name)",
+    ]
