@@ -1,0 +1,58 @@
+"""The lab's control groups: what each is for, below one folder of its own.
+
+The gate judges what runs in `guarded`; the engine, the servers and the processes that keep the namespaces are beside
+it. Every process of a run is in one of them, so that a run can be ended without knowing a single process id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Groups:
+    root: Path
+
+    @property
+    def guarded(self) -> Path:
+        """What `sallyport run --cgroup` is given."""
+        return self.root / "guarded.slice"
+
+    @property
+    def plain(self) -> Path:
+        return self.guarded / "plain.service"
+
+    @property
+    def ignored(self) -> Path:
+        return self.guarded / "ignored.service"
+
+    @property
+    def metadata(self) -> Path:
+        """Listed in the policy as a unit that may ask the cloud's metadata service."""
+        return self.guarded / "metadata-agent.service"
+
+    @property
+    def engine(self) -> Path:
+        return self.root / "engine.service"
+
+    @property
+    def servers(self) -> Path:
+        return self.root / "servers.service"
+
+    @property
+    def keepers(self) -> Path:
+        return self.root / "keepers.service"
+
+    def make(self) -> None:
+        folders = (self.root, self.guarded, self.plain, self.ignored, self.metadata)
+        for folder in (*folders, self.engine, self.servers, self.keepers):
+            try:
+                folder.mkdir()
+            except OSError as error:
+                raise LabError(
+                    f"The control group {folder} cannot be made: {error.strerror}",
+                    hint="The lab needs root and a cgroup2 mount that may be written to.",
+                ) from error

@@ -1,0 +1,165 @@
+"""The lab itself: both sides, their programs, the policy and the gate, and what scenarios do with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import PrivilegeError
+from engine.kernel.pins import BPFFS, Pins
+from engine.lab import topology
+from engine.lab.cast import Remote
+from engine.lab.errors import LabError
+from engine.lab.gate import Gate
+from engine.lab.groups import Groups
+from engine.lab.journal import Journal, Plan
+from engine.lab.place import Ended, Place, environment, run
+from engine.lab.policy import PolicyFolder
+from engine.lab.servers import PORT, Nginx, make_certificates
+from engine.lab.topology import SERVER, Topology
+from engine.lab.undo import undo, undo_abandoned
+from engine.runtime.cgroups import find_mount
+
+PROGRAMS = ("ip", "nsenter", "unshare", "mount", "umount", "git", "nginx", "curl", "openssl", "tc")
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What the capture on the server's side saw of one destination."""
+
+    bytes: int
+    segments: int
+    needle: bool
+    sound: bool
+    """False when the capture itself missed frames: then it proves nothing."""
+
+    @property
+    def nothing(self) -> bool:
+        return self.sound and self.bytes == 0
+
+
+class Lab:
+    """What scenarios work with. `plain` and `ignored` are Python clients in the control groups of those names; `server`
+    is the Python program on the other side, which captures and calls."""
+
+    def __init__(self, plan: Plan, parts: ExitStack) -> None:
+        self.plan = plan
+        self.groups = Groups(plan.cgroup)
+        self.groups.make()
+        plan.work.mkdir(mode=0o700)
+        self.curl_path = str(Path(shutil.which("curl", path=environment()["PATH"]) or "curl").resolve())
+        self.ca = make_certificates(plan.work)
+        self.policy = PolicyFolder(plan.work / "policy", self.curl_path)
+        self.net = Topology(self.groups.keepers)
+        parts.callback(self.net.close)
+        client, server = self.net.client.path, self.net.server.path
+        self.place = Place(client, self.groups.plain)
+        served = Place(server, self.groups.servers)
+        self.nginx = Nginx(served, plan.work)
+        parts.callback(self.nginx.close)
+        self.plain = Remote(self.place)
+        self.ignored = Remote(Place(client, self.groups.ignored))
+        self.metadata_place = Place(client, self.groups.metadata)
+        self.server = Remote(served)
+        for remote in (self.plain, self.ignored, self.server):
+            parts.callback(remote.close)
+        self.server.ask("capture", device=topology.SERVER_DEVICE)
+        self.engine_place = Place(client, self.groups.engine)
+        self.gate = Gate(self.engine_place, self.groups.guarded, self.policy.folder, plan.state, plan.work)
+        parts.callback(self.gate.close)
+
+    # ---- clients
+
+    def tls(self, name: str, address: str = SERVER, port: int = PORT) -> dict[str, Any]:
+        """The arguments of the Python client's orders for a connection to this name."""
+        return {"name": name, "address": address, "port": port, "ca": str(self.ca)}
+
+    def python(self, name: str, address: str = SERVER, *, port: int = PORT, **how: Any) -> str:
+        """One connection by Python: what the server said, or the error as `ERROR at STEP`."""
+        return spoken(self.plain.ask("fetch", **self.tls(name, address, port), **how))
+
+    def curl_words(self, name: str, address: str = SERVER, port: int = PORT) -> list[str]:
+        at = f"[{address}]" if ":" in address else address
+        words = [self.curl_path, "--silent", "--show-error", "--max-time", "8", "--cacert", str(self.ca)]
+        return [*words, "--resolve", f"{name}:{port}:{at}", f"https://{name}:{port}/"]
+
+    def curl(self, name: str, address: str = SERVER, *, place: Place | None = None) -> str:
+        """One connection by curl: what the server said, or `refused (curl EXIT)`."""
+        return said((place or self.place).run(self.curl_words(name, address)), "curl")
+
+    def openssl(self, name: str, address: str = SERVER) -> str:
+        """One connection by openssl s_client: what the server said, or `refused (openssl EXIT)`."""
+        at = f"[{address}]:{PORT}" if ":" in address else f"{address}:{PORT}"
+        words = ["openssl", "s_client", "-connect", at, "-servername", name, "-CAfile", str(self.ca)]
+        words += ["-verify_return_error", "-quiet"]
+        return said(self.place.run(words, f"GET / HTTP/1.0\r\nHost: {name}\r\n\r\n"), "openssl")
+
+    def arrived(self, address: str = SERVER, port: int = PORT, needle: str = "") -> Arrived:
+        """What reached the server at this address and port since the last time this was asked for it."""
+        seen = self.server.ask("captured", address=address, port=port, needle=needle)
+        return Arrived(seen["bytes"], seen["segments"], seen["needle"], seen["missed"] == 0)
+
+    def in_client(self, *words: str) -> Ended:
+        """Run an administrator's command in the client's namespace, outside of the guarded control group."""
+        return self.engine_place.run(words)
+
+
+def spoken(answer: dict[str, Any]) -> str:
+    return str(answer["answer"]) if "answer" in answer else f"{answer['error']} at {answer['step']}"
+
+
+def said(ended: Ended, program: str) -> str:
+    """The body's last line when the program got one."""
+    lines = ended.out.strip().splitlines()
+    return lines[-1] if lines and ended.code == 0 else f"{REFUSED} ({program} {ended.code})"
+
+
+@contextmanager
+def open_lab(state_dir: Path | None) -> Iterator[Lab]:
+    """Build a lab; take everything away at the end, whatever the end is. LabError when it cannot be built."""
+    _require(state_dir)
+    undo_abandoned()
+    mount = find_mount(Path("/proc/self/mountinfo").read_text())
+    plan = Plan.fresh(state_dir, mount, mounts_bpffs=not os.path.ismount(BPFFS))
+    journal = Journal.begin(plan)
+    parts = ExitStack()
+    try:
+        if plan.mounts_bpffs:
+            _mount_bpffs()
+        yield Lab(plan, parts)
+    finally:
+        parts.close()
+        problems = undo(plan)
+        journal.close()
+    if problems:
+        raise LabError("The lab could not take everything away: " + "; ".join(problems))
+
+
+def _require(state_dir: Path | None) -> None:
+    if os.geteuid() != 0:
+        raise PrivilegeError("The lab needs root: it makes network namespaces", hint="Run it with sudo.")
+    path = environment()["PATH"]
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if missing:
+        raise LabError(f"The lab needs {', '.join(missing)}", hint="`make setup` installs what is missing.")
+    if state_dir is None:
+        return
+    pins = Pins.of(state_dir)
+    # At its end the lab takes the gate of its state directory down: that must not be somebody else's.
+    if pins.root.exists() or pins.record.exists():
+        raise LabError(
+            f"An engine is at work with the state directory {state_dir}",
+            hint="Give the lab a directory of its own.",
+        )
+
+
+def _mount_bpffs() -> None:
+    done = run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
+    if done.code != 0:
+        raise LabError(f"The BPF file system cannot be mounted at {BPFFS}: {done.last_words}")

@@ -1,0 +1,55 @@
+"""The audit log as scenarios look at it: audit/FORMAT.md says where it is and what stands in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line. `members` as it was written."""
+
+    members: dict[str, Any]
+
+    @property
+    def type(self) -> str:
+        return str(self.members["type"])
+
+    @property
+    def name(self) -> str:
+        """The server name of the hello, empty when the entry is about none."""
+        return str(self._body.get("dst_endpoint", {}).get("hostname", ""))
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that gave a reason."""
+        return [str(reason["rule"]) for reason in self._own.get("reasons", [])]
+
+    @property
+    def ignored(self) -> bool:
+        return bool(self._own.get("ignored"))
+
+    @property
+    def would(self) -> str:
+        """In observe mode the verdict that was not applied."""
+        return str(self._own.get("would", ""))
+
+    @property
+    def _body(self) -> dict[str, Any]:
+        return dict(self.members.get("ocsf", {}))
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return dict(self._body.get("unmapped", {}))
+
+
+def entries(state_dir: Path) -> Iterator[Entry]:
+    """Every whole line of the log, while it is being written too."""
+    for path in sorted((state_dir / "audit" / "log").glob("*.jsonl")):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                yield Entry(json.loads(line))

@@ -1,0 +1,16 @@
+"""Every scenario, in the order in which they are played: each leaves the lab as the next one needs it."""
+
+from __future__ import annotations
+
+from engine.lab.scenario import Scenario
+from engine.lab.scenarios import addresses, changes, evidence, failure, names
+
+ALL: tuple[Scenario, ...] = (
+    *names.BARE,
+    *failure.START,
+    *names.SCENARIOS,
+    *addresses.SCENARIOS,
+    *changes.SCENARIOS,
+    *failure.SCENARIOS,
+    *evidence.SCENARIOS,
+)

@@ -1,0 +1,94 @@
+"""Two network namespaces and the wire between them.
+
+    client                                        server
+    gate0  192.0.2.2, 2001:db8:5a11::2   <-veth->  gate1  192.0.2.10 ... (see the addresses below)
+
+The namespaces have no names and no mounts: each lives as long as its keeper, a `cat` that waits for its input to end.
+That happens when the lab ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from engine.lab.errors import LabError
+from engine.lab.place import environment, run
+
+DEVICE = "gate0"
+SERVER_DEVICE = "gate1"
+CLIENT, CLIENT6 = "192.0.2.2", "2001:db8:5a11::2"
+SERVER, SERVER6 = "192.0.2.10", "2001:db8:5a11::10"
+DENIED, DENIED6 = "192.0.2.66", "2001:db8:5a11::66"
+"""Addresses of the server that the policy denies."""
+NEIGHBOUR, DENIED_SOURCE = "192.0.2.98", "192.0.2.99"
+"""Addresses that the server calls from: one that may, one that the policy denies."""
+METADATA = "169.254.169.254"
+
+# No link-local addresses and nodad: neither solicitations in the captures nor a wait for addresses to be usable.
+_CLIENT = f"""
+link set lo up
+link add {DEVICE} type veth peer name {SERVER_DEVICE} netns {{server}}
+link set {DEVICE} addrgenmode none
+address add {CLIENT}/24 dev {DEVICE}
+address add {CLIENT6}/64 dev {DEVICE} nodad
+link set {DEVICE} up
+route add {METADATA}/32 dev {DEVICE}
+"""
+_SERVER = "\n".join(
+    (
+        "link set lo up",
+        f"link set {SERVER_DEVICE} addrgenmode none",
+        *(f"address add {each}/24 dev {SERVER_DEVICE}" for each in (SERVER, DENIED, NEIGHBOUR, DENIED_SOURCE)),
+        *(f"address add {each}/64 dev {SERVER_DEVICE} nodad" for each in (SERVER6, DENIED6)),
+        f"address add {METADATA}/32 dev {SERVER_DEVICE}",
+        f"link set {SERVER_DEVICE} up",
+    )
+)
+
+
+class Namespace:
+    """A network namespace, for as long as its keeper's input is open."""
+
+    def __init__(self, cgroup: Path) -> None:
+        words = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec unshare --net -- cat', str(cgroup)]
+        self.keeper = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), start_new_session=True
+        )
+        assert self.keeper.stdin is not None  # noqa: S101 - pipes were asked for
+        assert self.keeper.stdout is not None  # noqa: S101
+        # unshare becomes cat only once the namespace is made: what comes back came from inside.
+        self.keeper.stdin.write(b"\n")
+        self.keeper.stdin.flush()
+        if self.keeper.stdout.read(1) != b"\n":
+            raise LabError("A network namespace cannot be made", hint="The lab needs root and CONFIG_NET_NS.")
+
+    @property
+    def path(self) -> Path:
+        return Path(f"/proc/{self.keeper.pid}/ns/net")
+
+    def configure(self, batch: str) -> None:
+        done = run(["nsenter", f"--net={self.path}", "--", "ip", "-batch", "-"], batch.strip() + "\n")
+        if done.code != 0:
+            raise LabError(
+                f"The lab's network cannot be set up: {done.last_words}",
+                hint="The lab needs the veth driver and IPv6 (modprobe veth; sysctl net.ipv6.conf.all.disable_ipv6=0).",
+            )
+
+    def close(self) -> None:
+        self.keeper.kill()
+        self.keeper.communicate()
+
+
+class Topology:
+    """Both sides, connected."""
+
+    def __init__(self, keepers: Path) -> None:
+        self.client = Namespace(keepers)
+        self.server = Namespace(keepers)
+        self.client.configure(_CLIENT.format(server=self.server.keeper.pid))
+        self.server.configure(_SERVER)
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
