@@ -34,8 +34,7 @@ def detach(pins: Pins) -> Detached:
     """Let everything pass, then remove filters, XDP, links, hold device and pins. Problems are told, not raised:
     each step is tried whatever became of the one before."""
     done = Detached(pins.instance)
-    with contextlib.suppress(OSError):
-        _pass_everything(pins)
+    pass_everything(pins)
     record: Record | None = None
     try:
         record = Record.read(pins.record) if pins.record.exists() else None
@@ -55,13 +54,15 @@ def detach(pins: Pins) -> Detached:
     return done
 
 
-def _pass_everything(pins: Pins) -> None:
-    config = libbpf.obj_get(pins.maps / "config")
-    value = ctypes.create_string_buffer(libbpf.map_info(config).value_size)
-    key = bytes(4)
-    libbpf.map_lookup(config, key, value)
-    libbpf.map_update(config, key, Config.unpack(value.raw)._replace(mode=Mode.PANIC).pack())
-    os.close(config)
+def pass_everything(pins: Pins) -> None:
+    """Make every program of this instance pass everything: one map write. Does nothing where no map is pinned."""
+    with contextlib.suppress(OSError):
+        config = libbpf.obj_get(pins.maps / "config")
+        value = ctypes.create_string_buffer(libbpf.map_info(config).value_size)
+        key = bytes(4)
+        libbpf.map_lookup(config, key, value)
+        libbpf.map_update(config, key, Config.unpack(value.raw)._replace(mode=Mode.PANIC).pack())
+        os.close(config)
 
 
 def _program_ids(pins: Pins) -> list[int]:

@@ -11,6 +11,8 @@ import os
 import platform
 import re
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import KernelError
@@ -23,14 +25,19 @@ def _version(name: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", name)[:4])
 
 
-def find(sources: Path = Path("/usr/src"), modules: Path = Path("/lib/modules"), cache: Path = CACHE) -> Path | None:
+SOURCES = (Path("/usr/src"), Path(sys.prefix) / "src")
+"""Where header packages put their trees, and where `make setup` unpacks one that would bring a kernel along."""
+
+
+def find(sources: Sequence[Path] = SOURCES, modules: Path = Path("/lib/modules"), cache: Path = CACHE) -> Path | None:
     """Return the folder for BCC_KERNEL_SOURCE, None when BCC finds the running kernel's own headers by itself."""
     if (modules / platform.release() / "build" / "include" / "linux").is_dir():
         return None
     arch = _ARCH.get(platform.machine(), platform.machine())
     trees = [
         tree
-        for tree in sources.glob("linux-headers-*")
+        for source in sources
+        for tree in source.glob("linux-headers-*")
         if not tree.name.endswith("-common") and (tree / "include" / "generated").is_dir()
     ]
     for tree in sorted(trees, key=lambda tree: _version(tree.name), reverse=True):
@@ -38,7 +45,8 @@ def find(sources: Path = Path("/usr/src"), modules: Path = Path("/lib/modules"),
         if common is None:
             continue
         merged = cache / tree.name
-        if not (merged / "complete").exists():
+        # A link to a tree that was removed since is no tree: look through one of them.
+        if not (merged / "complete").exists() or not (merged / "include" / "uapi" / "linux" / "bpf.h").exists():
             _merge(common, tree, arch, merged)
         return merged
     raise KernelError(

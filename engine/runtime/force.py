@@ -10,9 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from engine.abi.numbers import SHAPES_MAX, KernelVerdict, NameClass
+from engine.abi.numbers import SHAPES_MAX, KernelVerdict, NameClass, Shape
 from engine.abi.records import ConnectKey, FlowKey, NameKey, Plan, SourceKey, VerdictEntry
+from engine.model import net
 from engine.model.decision import Decision, Reason
 from engine.model.facts import Name, NameState
 from engine.policy.judge import Judge
@@ -20,6 +22,7 @@ from engine.policy.prepare import Network, Policy
 from engine.ports import Gate, MapFullError
 from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, Reach
 from engine.runtime.identify import network_bits
+from engine.runtime.identity import ExeRecord
 
 _NARROW = 1 << 17
 _RESTORED = (Reason("restored", "decided before the engine was restarted"),)
@@ -179,6 +182,36 @@ class Force:
     def _restored(self, entry: VerdictEntry, name: Name, where: Reach) -> None:
         self._wide[entry.id] = Installed(KernelVerdict(entry.verdict), _RESTORED, name, entry.expires, where)
         self._standing[where] = entry.id
+
+    def listing(self, executable: Callable[[int], ExeRecord | None]) -> list[dict[str, Any]]:
+        """Return the entries that stand, for a person: verdict, the facts that it is kept under, reasons."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        listed = []
+        for number, entry in self._wide.items():
+            key = entry.where.key
+            if key is None or (entry.expires and entry.expires <= now):
+                continue
+            facts: dict[str, Any] = {}
+            if key.shape & Shape.DEST:
+                facts["dest"] = str(net.from_key(key.address))
+                facts["port"] = key.port
+            if key.shape & Shape.EXE:
+                record = executable(key.exe)
+                facts["exe"] = record.path if record else f"id {key.exe}"
+            if key.shape & Shape.CGROUP:
+                facts["cgroup"] = key.cgroup
+            if key.shape & Shape.USER:
+                facts["uid"] = key.uid
+            if entry.where.name:
+                facts["name"] = entry.name.value
+            listed.append(
+                {
+                    "kind": "policy", "id": number, "word": entry.verdict.name.lower(), "facts": facts,
+                    "seconds_left": round((entry.expires - now) / 1e9, 1) if entry.expires else None,
+                    "reasons": [f"{reason.rule}: {reason.message}" for reason in entry.reasons],
+                }
+            )  # fmt: skip
+        return listed
 
     def sweep(self) -> int:
         """Remove entries that have expired: the gate has not used them since. Return how many."""

@@ -8,15 +8,17 @@ frames leave, so that what follows them finds it.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from engine.abi.numbers import FlowFlag, StageNumber
+from engine.abi.numbers import FlowFlag, KernelVerdict, StageNumber
 from engine.abi.records import FlowKey, Tuple
 from engine.alerts.alert import Alert, Kind, Severity
 from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
+from engine.model import net
 from engine.model.decision import Decision, Reason, Stage, Verdict
 from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState
 from engine.model.posture import Condition, Posture
@@ -30,8 +32,9 @@ from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import FLOW_ONLY, Numbers, reach
 from engine.runtime.flows import Flow, FlowTable, Waiting
 from engine.runtime.force import Force, Installed
-from engine.runtime.identify import Identifier
+from engine.runtime.identify import Identifier, transport_of
 from engine.runtime.journal import Journal
+from engine.runtime.orders import Order, Orders
 from engine.runtime.owners import Owners
 
 VNET_BYTES = 10
@@ -67,6 +70,7 @@ class Gatekeeper:
         flows: FlowTable,
         bounds: HoldBounds,
         posture: Posture,
+        orders: Orders,
         force: Force,
     ) -> None:
         self._gate = gate
@@ -79,6 +83,7 @@ class Gatekeeper:
         self.flows = flows
         self._bounds = bounds
         self._posture = posture
+        self._orders = orders
         self.force = force
         self.previous: Force | None = None
         """The generation before: a flow in progress still refers to the entry that it passed by."""
@@ -266,6 +271,10 @@ class Gatekeeper:
             if flow.held.identity.tgid and not flow.held.identity.exec_stamp:
                 flow.held = flow.held._replace(identity=self._identifier.adopt(flow.held.identity))
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
+        ordered = self._ordered(flow)
+        if ordered is not None:
+            self._conclude(flow, force, await self._facts(flow, event), ordered, stage)
+            return
         for _ in range(_RETRIES):
             force = self.force
             facts = await self._facts(flow, event)
@@ -289,6 +298,39 @@ class Gatekeeper:
     def entry(self, number: int) -> Installed | None:
         return self.force.entry(number) or (self.previous.entry(number) if self.previous else None)
 
+    def _ordered(self, flow: Flow) -> Decision | None:
+        """A person's word about the name: the gate reads it itself where it can, and hands over what it cannot read."""
+        order = self._orders.about_name(flow.name.value) if flow.name is not None and flow.name.value else None
+        flow.by_person = order is not None
+        if order is None:
+            return None
+        reason = Reason("verdict set", order.reason or f"name {order.value} {order.word}")
+        return Decision(Verdict(order.word), FLOW_FACTS | {"name"}, (reason,))
+
+    def obey(self, order: Order) -> int:
+        """A verdict was just set: end the flows in progress that it refuses. Return how many."""
+        if order.word == "allow":
+            return 0
+        cut = 0
+        for flow in self.flows:
+            if order.by == "name":
+                refused = flow.name is not None and order == self._orders.about_name(flow.name.value)
+            elif order.by == "dest":
+                refused = _falls_under(flow, order)
+            else:
+                refused = False
+            if not refused or flow.decision is None or not flow.decision.verdict.passes:
+                continue
+            reason = Reason("verdict set", order.reason or f"{order.by} {order.value} {order.word}")
+            flow.decision = Decision(Verdict(order.word), FLOW_FACTS, (reason,))
+            flow.by_person = True
+            self.force.install(flow.decision, FLOW_ONLY, self._flow_key(flow, self.force), flow.name or Name())
+            observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+            if not observed:
+                cut += self.cut(flow)
+            self.tell(flow, flow.decision, flow.stage, observed=observed)
+        return cut
+
     def _by_posture(self, decision: Decision, facts: Facts) -> Decision:
         """A hello that nobody could read, and no rule speaks about it: the posture does."""
         condition = _POSTURES.get(facts.name.state)
@@ -306,9 +348,16 @@ class Gatekeeper:
         self.counts.judged += 1
         flow.facts, flow.decision, flow.generation, flow.stage = facts, decision, force.number, stage
         where = reach(decision, facts, stage, self._numbers(flow), force.number)
-        flow.verdict_id = force.install(decision, where, self._flow_key(flow, force), facts.name)
+        # Allowed at connect, but a person spoke about names: the flow stays open until its name is read.
+        open_name = decision.verdict is Verdict.ALLOW and stage is Stage.CONNECT and self._orders.speak_of_names
+        flow.verdict_id = force.install(
+            decision, where, self._flow_key(flow, force), facts.name,
+            flow_verdict=KernelVerdict.UNDECIDED if open_name else None,
+        )  # fmt: skip
+        if open_name:
+            flow.decision = replace(decision, verdict=Verdict.UNDECIDED)
         held_ns = _monotonic() - waiting.since if waiting.since else 0
-        if decision.verdict is Verdict.UNDECIDED:
+        if decision.verdict is Verdict.UNDECIDED or open_name:
             waiting.judging = None
             self._read_again(flow)
         else:
@@ -418,6 +467,14 @@ _INBOUND = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connectio
 
 def _monotonic() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def _falls_under(flow: Flow, order: Order) -> bool:
+    if order.port and order.port != flow.tuple.dport:
+        return False
+    if order.transport and order.transport != transport_of(flow.tuple.transport).value:
+        return False
+    return net.from_key(flow.tuple.dst) in ipaddress.ip_network(order.value)
 
 
 def now() -> datetime:

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from engine.abi.records import Held, Identity, Process, Tuple
@@ -66,6 +66,9 @@ class Identifier:
         self._host = host
         self._interfaces = interfaces
         self._dests: OrderedDict[tuple[bytes, int, int], Dest] = OrderedDict()
+        self.on_executable: Callable[[int], None] = _nobody
+        """Hears of each executable seen for the first time, before the gate does."""
+        self._newest = identities.last_id
         self.hashing = False
         """A rule in force reads exe.sha256."""
         self.ancestry = False
@@ -82,6 +85,9 @@ class Identifier:
         )
         if record is None:
             return 0
+        if record.id > self._newest:
+            self._newest = record.id
+            self.on_executable(record.id)
         self._tell(identity, record.id)
         return record.id
 
@@ -170,6 +176,10 @@ class Identifier:
             if len(self._dests) > _CACHE:
                 self._dests.popitem(last=False)
         return found
+
+
+def _nobody(_number: int) -> None:
+    """The listener until there is one."""
 
 
 def network_bits(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[bytes, int]:

@@ -64,6 +64,17 @@ class Identities:
     def __len__(self) -> int:
         return len(self._records)
 
+    def records(self) -> list[ExeRecord]:
+        """Return what is known, the least recently used first: `restore` of the next run takes it."""
+        return list(self._records)
+
+    def restore(self, records: list[ExeRecord]) -> None:
+        """Take over the ids of an earlier run of the same boot, which pinned maps still hold."""
+        for record in records:
+            self._records[record] = record
+            self._by_id[record.id] = record
+            self._last = max(self._last, record.id)
+
     def resolve(
         self, pid: int, tid: int, *, expected: int, exec_stamp: Callable[[int], int | None]
     ) -> ExeRecord | None:

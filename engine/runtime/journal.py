@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from audit import ocsf
-from audit.entry import EntryType, Generation, note
+from audit.entry import EntryType, note
 from audit.log import AuditLog
 from engine.abi.numbers import EventType, FlowFlag, KernelVerdict, Origin
 from engine.abi.records import ProcessEvent, SocketEvent, Tuple, VerdictEvent
@@ -29,10 +29,6 @@ class Journal:
     def __init__(self, log: AuditLog, identifier: Identifier) -> None:
         self._log = log
         self._identifier = identifier
-
-    def generation(self, number: int, digest: str, commit: str, dirty: bool) -> None:
-        """Say which policy the entries from now on belong to."""
-        self._log.generation = Generation(number, digest, commit, dirty)
 
     def note(self, kind: EntryType, /, **detail: Any) -> int | None:
         return self._log.append(note(kind, **detail))

@@ -151,6 +151,10 @@ class Orders:
             bits |= _present(order)
         return bits
 
+    @property
+    def speak_of_names(self) -> bool:
+        return any(order.by == "name" for order in self._orders.values())
+
     def of_kind(self, kind: str) -> list[Order]:
         return [order for order in self._orders.values() if order.kind == kind]
 

@@ -1,0 +1,71 @@
+"""The command line. One module a command group; every error of the family ends here, with its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import audit.cli
+from audit.errors import AuditError
+from engine import __version__
+from engine.cli import inspect, lab, orders, panic, policy, run, status
+from engine.errors import SallyportError
+
+_EPILOG = """\
+exit codes:
+  0  done                              6  the kernel lacks something, or refused
+  1  the command found something       7  a network interface is missing or cannot be guarded
+  2  the words are off                 8  the state directory cannot be used
+  3  no engine answers                 9  an evaluator does not answer
+  4  the policy is refused            10  a file cannot be read as what it should be
+  5  more privilege is needed         11  the configuration is not usable
+
+start here:
+  sallyport policy check policies
+  sallyport run --interface eth0 --policy policies --state-dir /var/lib/sallyport
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="sallyport",
+        description="A network security policy engine for Linux hosts.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"sallyport {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run.register(commands)
+    status.register(commands)
+    orders.register(commands)
+    policy.register(commands)
+    audit.cli.register(commands)
+    inspect.register(commands)
+    lab.register(commands)
+    panic.register(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.handler(args)
+        sys.stdout.flush()
+    except (SallyportError, AuditError) as error:
+        print(f"sallyport: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing is wrong, and the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""`sallyport run`: the engine in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from engine.config import EvaluatorKind, Flags, Mode
+from engine.errors import EXIT_OK, PrivilegeError
+
+_DESCRIPTION = """\
+Guard one or more interfaces in the foreground. The default mode is observe: nothing is held or dropped, the same
+decisions are made from copies and logged as what would have been. One line on stdout says that every program is
+attached; alerts go to stderr.
+
+SIGTERM or Ctrl-C ends it and detaches everything (--leave-attached: standing verdicts go on to be enforced);
+SIGHUP reads the policy again, which happens by itself when its folder changes.
+"""
+_EPILOG = """\
+example:
+  sallyport run --interface eth0 --policy /etc/sallyport/policies
+  sallyport run --interface eth0 --interface eth1 --policy policies --mode enforce --config /etc/sallyport/config.toml
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="guard interfaces, in the foreground",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--interface", metavar="DEV", action="extend", nargs="+", default=[], help="an interface to guard; repeatable"
+    )
+    parser.add_argument("--policy", metavar="DIR", type=Path, help="the policy folder, in git or not")
+    parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keys, log, settings (/var/lib/sallyport)")
+    parser.add_argument("--mode", choices=[mode.value for mode in Mode], help="observe (default) or enforce")
+    parser.add_argument(
+        "--evaluator", choices=[kind.value for kind in EvaluatorKind], help="embedded (default) or a real OPA server"
+    )
+    parser.add_argument("--cgroup", metavar="PATH", type=Path, help="whose processes are known (default: all)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML configuration")
+    parser.add_argument("--leave-attached", action="store_true", help="leave the programs in force at the end")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from engine.config_file import load  # noqa: PLC0415 - what only this command needs, only this command pays
+    from engine.runtime.supervisor import Supervisor  # noqa: PLC0415
+
+    config = load(
+        args.config,
+        Flags(
+            interfaces=tuple(args.interface),
+            policy=args.policy,
+            state_dir=args.state_dir,
+            mode=Mode(args.mode) if args.mode else None,
+            evaluator=EvaluatorKind(args.evaluator) if args.evaluator else None,
+            cgroup=args.cgroup,
+        ),
+    )
+    supervisor = Supervisor(config, leave_attached=args.leave_attached)
+    if os.geteuid() != 0:
+        raise PrivilegeError("Guarding an interface needs root", hint="Run it with sudo.")
+    print(config.posture.text(), file=sys.stderr, end="", flush=True)
+    asyncio.run(supervisor.run(lambda line: print(line, flush=True)))
+    return EXIT_OK
