@@ -258,6 +258,8 @@ def git_state(folder: Path) -> tuple[str | None, bool]:
     settings = {"safe.directory": "*", "core.fsmonitor": "false", "core.hooksPath": "/dev/null"}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environment |= {"GIT_CONFIG_COUNT": str(len(settings)), "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    # In a partial clone a missing object is fetched, by a command that the tree's configuration names.
+    environment |= {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_TERMINAL_PROMPT": "0"}
     for index, (key, value) in enumerate(settings.items()):
         environment |= {f"GIT_CONFIG_KEY_{index}": key, f"GIT_CONFIG_VALUE_{index}": value}
 
@@ -279,5 +281,6 @@ def git_state(folder: Path) -> tuple[str | None, bool]:
     filters = git("config", "--show-scope", "--includes", "--get-regexp", r"^filter\..*\.(clean|process)$") or ""
     if any(line.startswith(("local", "worktree")) for line in filters.splitlines()):
         return commit.strip(), True
-    status = git("status", "--porcelain", "--untracked-files=normal", "--", ".")
+    # Submodules are left alone: git asks them with their own configuration, and without the settings above.
+    status = git("status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=all", "--", ".")
     return commit.strip(), status is None or bool(status.strip())

@@ -44,6 +44,7 @@ class Judge:
         self._scopes = {
             rule.name: (tuple(sorted(rule.scope)), tuple(sorted(rule.target_scope or ()))) for rule in self._rules
         }
+        self._by_name = {rule.name: rule for rule in self._rules}
         self._clock = {rule.name: clock_reads(rule) for rule in self._rules}
         self.hits = 0
         self.misses = 0
@@ -61,6 +62,7 @@ class Judge:
                 continue
             known = self._recall(rule, facts, only_target=asked is None)
             if known is not None:
+                self.hits += 1
                 answers[rule.name] = known
                 continue
             scope = rule.scope if asked else rule.target_scope
@@ -71,11 +73,9 @@ class Judge:
                 given = await self._evaluator.evaluate(questions)
             except EvaluatorError as error:
                 given = [Answer(error=error.message) for _ in questions]
-            by_name = {rule.name: rule for rule in self._rules}
             for question, answer in zip(questions, given, strict=False):
                 answers[question.rule] = answer
-                self._remember(by_name[question.rule], facts, answer, only_target=question.only_target)
-        self.hits += len(answers) - len(questions)
+                self._remember(self._by_name[question.rule], facts, answer, only_target=question.only_target)
         return self._bounded(decide(self._rules, self._default, answers, stage, self._posture), now)
 
     def _key(self, rule: Rule, facts: Facts, *, target: bool) -> tuple[Any, ...]:

@@ -167,15 +167,19 @@ async def _warmed_up(child: Child, bundle: Bundle, checked: Checked) -> list[Fin
         words = queried.results[0][1]
         if words:
             raise PolicyRefusedError([words_to_finding(words, ".", "mend the rule"), *checked.findings])
-    inputs = [
-        (rule.name, [msgspec.json.encode(document) for document in warmup.generate(checked.program, rule, bundle.data)])
-        for rule in checked.rules
-    ]
+    inputs = await asyncio.to_thread(_inputs, bundle, checked)
     exercised = await child.request(Exercise(inputs), Exercised, STEP_TIMEOUT)
     failures = warmup.failure_findings(exercised.failures, checked.rules)
     if failures:
         raise PolicyRefusedError([*failures, *checked.findings])
     return warmup.unevaluated(checked.program, exercised.covered)
+
+
+def _inputs(bundle: Bundle, checked: Checked) -> list[tuple[str, list[bytes]]]:
+    return [
+        (rule.name, [msgspec.json.encode(document) for document in warmup.generate(checked.program, rule, bundle.data)])
+        for rule in checked.rules
+    ]
 
 
 async def _source_deny(child: Child, checked: Checked) -> tuple[Network, ...]:

@@ -29,7 +29,7 @@ class Limits:
     request."""
 
     memory: int = 2 << 30
-    cpu_seconds: int = 10
+    cpu_seconds: int = 30
 
 
 class ChildError(Exception):

@@ -15,7 +15,11 @@ def values_reply(deny: Any, reject: Any, allow: Any, ttl: Any) -> Reply:
     for name, value in (("deny", deny), ("reject", reject), ("allow", allow)):
         if not isinstance(value, list):
             return Reply(error=f"{name} is not a set of messages")
-        messages.append(sorted(item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in value))
+        messages.append(
+            sorted(
+                item if isinstance(item, str) else msgspec.json.encode(item, order="sorted").decode() for item in value
+            )
+        )
     seconds: float | None = None
     if ttl is not msgspec.UNSET and ttl is not None:
         if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not ttl >= 0:

@@ -12,11 +12,13 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 
+from engine.errors import UsageError
 from engine.model import facts as model
 from engine.model.facts import ALL_FACTS, Clock, Dest, Direction, Event, Facts, Transport
 from engine.policy import builtins
 from engine.policy.embedded import EmbeddedEvaluator
-from engine.policy.evaluator import Evaluator, Question
+from engine.policy.evaluator import Question
+from engine.policy.evaluators import NAMES, factory
 from engine.policy.interpreter import Interpreter, InterpreterError
 from engine.policy.opa import OpaEvaluator
 from engine.policy.prepare import Policy, prepare
@@ -161,6 +163,11 @@ def test_the_table_of_functions_is_that_of_the_installed_evaluators() -> None:
     assert set(builtins.DIFFERING) | builtins.PARTIAL | builtins.ASCII_ONLY <= in_both
 
 
-def test_the_protocol_is_kept_by_both() -> None:
-    evaluators: list[Evaluator] = [EmbeddedEvaluator(), OpaEvaluator()]
-    assert [evaluator.name for evaluator in evaluators] == ["embedded", "opa"]
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluators_go_by_their_names(name: str) -> None:
+    assert factory(name)().name == name
+
+
+def test_another_evaluator_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="no evaluator named wasm"):
+        factory("wasm")
