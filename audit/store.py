@@ -121,7 +121,8 @@ class Store:
                 # After a failed fdatasync the kernel may have dropped the dirty pages and call the next one a
                 # success: only writing everything again proves anything.
                 self._cut_back()
-            if self._line_bytes >= self._segment_bytes:
+            if self._line_bytes >= self._segment_bytes and self.head is not None and self.head.size == self.size:
+                # Not before start-up's adopted lines have a head: a segment begins at a signed size.
                 self._rotate()
             tree = self._tree.copy()
             notes = []

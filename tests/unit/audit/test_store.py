@@ -15,7 +15,7 @@ from audit.disk import Disk
 from audit.entry import note
 from audit.errors import BrokenLogError, DiskError, KeyFileError, LockedError
 from audit.layout import Layout
-from audit.log import AuditLog
+from audit.log import AuditLog, Limits
 from audit.store import Store, writer_active
 from audit.verify import verify
 
@@ -139,6 +139,15 @@ def test_a_crash_at_any_byte_of_what_was_written_loses_nothing_acknowledged(
         torn = len(found[".jsonl"].rpartition(b"\n")[2])
         detail = after[complete]["detail"] if after[complete]["type"] == "recovery" else {}
         assert detail.get("cut_bytes", 0) == torn
+
+
+def test_adopted_lines_are_signed_before_a_new_segment_begins(small_log, clock) -> None:
+    state_dir = small_log.copy()
+    heads = Layout(state_dir).segments()[0].heads
+    heads.write_bytes(b"".join(small_log.notes[:-1]))
+    AuditLog.open(state_dir, clock=clock, thread=False, limits=Limits(segment_bytes=1)).close()
+    assert [segment.first for segment in Layout(state_dir).segments()] == [0, 10]
+    assert [entry["type"] for entry in reopen(state_dir, clock)[8:11]] == ["recovery", "start", "stop"]
 
 
 @pytest.mark.parametrize("offset", range(0, 180, 11))
