@@ -11,23 +11,16 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.abi.numbers import Mode
 from engine.abi.records import Config
 from engine.errors import SallyportError
 from engine.kernel import attach, libbpf
+from engine.kernel.order import Detached
 from engine.kernel.pins import Pins, Record, netns_inode
 
 _CLONE_NEWNET = 0x40000000
-
-
-@dataclass
-class Detached:
-    instance: str
-    interfaces: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
 
 def detach(pins: Pins) -> Detached:

@@ -16,40 +16,16 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InterfaceError, KernelError, PrivilegeError, SallyportError
+from engine.errors import KernelError, PrivilegeError, SallyportError
 from engine.kernel import attach, headers, libbpf
 from engine.kernel.detach import detach
+from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
-
-_ERRORS = {kind.__name__: kind for kind in (InterfaceError, KernelError, PrivilegeError)}
-
-
-@dataclass(frozen=True)
-class Order:
-    state_dir: str
-    interfaces: list[str]
-    cgroup: str
-    mode: str
-    pid: int
-    xdp: str = "auto"
-
-
-@dataclass
-class Loaded:
-    """What now stands. `programs`: name -> {id, instructions, verified}; `seconds`: phase -> wall time."""
-
-    hold_ifindex: int = 0
-    held_ifindex: int = 0
-    interfaces: dict[str, int] = field(default_factory=dict)
-    xdp: dict[str, str] = field(default_factory=dict)
-    programs: dict[str, dict[str, int]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    taken_over: bool = False
 
 
 def load(order: Order) -> Loaded:
@@ -229,18 +205,6 @@ def main() -> int:
         answer = {"error": "KernelError", "message": f"Loading failed: {error}", "hint": ""}
     print(json.dumps(answer))
     return 0
-
-
-def reply(text: str) -> Loaded:
-    """Read what the loader answered; raises the error that it tells of."""
-    try:
-        answer = json.loads(text.strip().splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise KernelError("The loader ended without an answer", hint="Look above for what it said.") from error
-    if "error" in answer:
-        kind = _ERRORS.get(answer["error"], KernelError)
-        raise kind(answer["message"], hint=answer["hint"])
-    return Loaded(**answer["loaded"])
 
 
 if __name__ == "__main__":

@@ -36,10 +36,9 @@ from engine.alerts.webhook import WebhookSink
 from engine.config import Config, EvaluatorKind
 from engine.config import Mode as ConfigMode
 from engine.errors import EvaluatorError, PolicyError, SallyportError, StateError, UsageError
-from engine.kernel.detach import detach
 from engine.kernel.gate import KernelGate
 from engine.kernel.hold import Hold
-from engine.kernel.loader import Loaded, reply
+from engine.kernel.order import Detached, Loaded, Order, reply
 from engine.kernel.pins import Pins
 from engine.kernel.ring import Ring, open_ring
 from engine.kernel.sockdiag import SockDiag
@@ -58,7 +57,8 @@ from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identify import Identifier
 from engine.runtime.identity import Identities
 from engine.runtime.journal import Journal
-from engine.runtime.orders import Order, Orders, resolvers
+from engine.runtime.orders import Order as PersonsOrder
+from engine.runtime.orders import Orders, resolvers
 from engine.runtime.owners import Owners
 from engine.runtime.reload import Switch
 from engine.runtime.statefiles import StateDir
@@ -128,7 +128,7 @@ class Supervisor:
             # The loader must not be left behind half way: let it finish, then take down what it attached.
             await asyncio.gather(loading, return_exceptions=True)
             if not loading.cancelled() and loading.exception() is None and not loading.result().taken_over:
-                await asyncio.to_thread(detach, self._pins)
+                await asyncio.to_thread(_detach, self._pins)
             raise
         try:
             self._loaded = await loading
@@ -141,7 +141,7 @@ class Supervisor:
         except BaseException:
             await policy.close()
             if not self._loaded.taken_over:
-                await asyncio.to_thread(detach, self._pins)
+                await asyncio.to_thread(_detach, self._pins)
             raise
 
     def _evaluator(self) -> Evaluator:
@@ -156,19 +156,19 @@ class Supervisor:
     async def _load_programs(self) -> Loaded:
         config = self._config
         mount = self._cgroup_mount
-        order = {
-            "state_dir": str(config.state_dir.resolve()),
-            "interfaces": list(config.interfaces),
-            "cgroup": str(config.cgroup or mount),
-            "mode": config.mode.value,
-            "pid": os.getpid(),
-            "xdp": config.xdp_mode.value,
-        }
+        order = Order(
+            state_dir=str(config.state_dir.resolve()),
+            interfaces=list(config.interfaces),
+            cgroup=str(config.cgroup or mount),
+            mode=config.mode.value,
+            pid=os.getpid(),
+            xdp=config.xdp_mode.value,
+        )
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.kernel.loader", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         try:
-            out, _ = await child.communicate(json.dumps(order).encode())
+            out, _ = await child.communicate(json.dumps(asdict(order)).encode())
         except asyncio.CancelledError:
             child.kill()
             raise
@@ -282,7 +282,7 @@ class Supervisor:
                 await self._control.stop()
             await self._gatekeeper.settle()
             if clean and not self._leave_attached:
-                done = await asyncio.to_thread(detach, self._pins)
+                done = await asyncio.to_thread(_detach, self._pins)
                 for problem in done.problems:
                     self._journal.note("failure", what="detaching", error=problem)
             elif clean:
@@ -456,7 +456,7 @@ class Supervisor:
                 self._standing_verdicts() if request["kind"] == "verdict" else []
             )
         if command == "set":
-            order = Order.make(request["order"])
+            order = PersonsOrder.make(request["order"])
             self._orders.set(order)
             cut = self._gatekeeper.obey(order) if order.kind == "verdict" else 0
             self._journal.note("command", action="set", cut=cut, **asdict(order))
@@ -469,7 +469,7 @@ class Supervisor:
         if request.get("all"):
             selectors = [order.selector for order in self._orders.of_kind(request["kind"])]
         else:
-            selectors = [Order.make(request["order"]).selector]
+            selectors = [PersonsOrder.make(request["order"]).selector]
         cleared = sum(self._orders.clear(selector) for selector in selectors)
         if not cleared and not request.get("all"):
             raise UsageError("There is no such setting", hint="`list` shows what is set.")
@@ -532,6 +532,13 @@ class Supervisor:
             f"sallyport: {self._config.mode.value} on {','.join(self._config.interfaces)}, "
             f"generation {generation.number} ({name}{mark}), pid {os.getpid()}"
         )
+
+
+def _detach(pins: Pins) -> Detached:
+    # Netlink costs 19 MiB, and the engine needs it only when it goes.
+    from engine.kernel.detach import detach  # noqa: PLC0415
+
+    return detach(pins)
 
 
 def _open_bits(posture: Posture) -> int:

@@ -1,0 +1,57 @@
+"""What the engine and the loader say to each other; apart from both, so that the engine imports neither netlink nor bcc.
+
+The engine writes an order as JSON to the loader's stdin and reads one line back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from engine.errors import InterfaceError, KernelError, PrivilegeError
+
+_ERRORS = {kind.__name__: kind for kind in (InterfaceError, KernelError, PrivilegeError)}
+
+
+@dataclass(frozen=True)
+class Order:
+    state_dir: str
+    interfaces: list[str]
+    cgroup: str
+    mode: str
+    pid: int
+    xdp: str = "auto"
+
+
+@dataclass
+class Loaded:
+    """What now stands. `programs`: name -> {id, instructions, verified}; `seconds`: phase -> wall time."""
+
+    hold_ifindex: int = 0
+    held_ifindex: int = 0
+    interfaces: dict[str, int] = field(default_factory=dict)
+    xdp: dict[str, str] = field(default_factory=dict)
+    programs: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    taken_over: bool = False
+
+
+@dataclass
+class Detached:
+    """What a detach did. `problems`: one sentence each."""
+
+    instance: str
+    interfaces: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def reply(text: str) -> Loaded:
+    """Read what the loader answered; raises the error that it tells of."""
+    try:
+        answer = json.loads(text.strip().splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise KernelError("The loader ended without an answer", hint="Look above for what it said.") from error
+    if "error" in answer:
+        kind = _ERRORS.get(answer["error"], KernelError)
+        raise kind(answer["message"], hint=answer["hint"])
+    return Loaded(**answer["loaded"])
