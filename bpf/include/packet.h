@@ -46,14 +46,27 @@ struct packet {
 #define PROTO_ICMPV6 58
 #define PROTO_DESTINATION_OPTIONS 60
 #define PROTO_MOBILITY 135
+#define PROTO_HOST_IDENTITY 139
+#define PROTO_SHIM6 140
 
 #define WINDOW_AT(w, o) ((w)[(o) & (PACKET_WINDOW - 1)])
 #define WINDOW_U16(w, o) (((__u32)WINDOW_AT(w, o) << 8) | WINDOW_AT(w, (o) + 1))
 
-static inline __attribute__((always_inline)) int packet_is_link_control6(__u8 type)
+/* Only what cannot leave the link, or data would travel in it to any host without a verdict: neighbour discovery with
+ * the hop limit 255 that it is valid with (RFC 4861, types 133-137), multicast membership to a multicast address
+ * (RFC 2710 and 3810, types 130-132 and 143). */
+static inline __attribute__((always_inline)) int packet_is_link_control6(__u8 type, __u8 hops, const struct packet *p)
 {
-	/* RFC 4861: 133-137, each valid only with hop limit 255; RFC 2710 and 3810: 130-132 and 143. */
-	return (type >= 130 && type <= 137) || type == 143;
+	if (type >= 133 && type <= 137)
+		return hops == 255;
+	return ((type >= 130 && type <= 132) || type == 143) && p->tuple.dst[0] == 0xff;
+}
+
+static inline __attribute__((always_inline)) int packet_is_extension(__u32 next)
+{
+	return next == PROTO_HOP_BY_HOP || next == PROTO_ROUTING || next == PROTO_DESTINATION_OPTIONS ||
+	       next == PROTO_FRAGMENT || next == PROTO_AUTHENTICATION || next == PROTO_MOBILITY ||
+	       next == PROTO_HOST_IDENTITY || next == PROTO_SHIM6;
 }
 
 static inline __attribute__((always_inline)) int packet_transport(const __u8 *w, __u32 at, __u32 end, __u32 proto,
@@ -76,16 +89,21 @@ static inline __attribute__((always_inline)) int packet_transport(const __u8 *w,
 		return PACKET_OK;
 	}
 	if (proto == PROTO_UDP) {
+		__u32 length;
+
 		if (at + 8 > end || at + 8 > PACKET_WINDOW)
 			return PACKET_MALFORMED;
+		length = WINDOW_U16(w, at + 4);
+		if (length && length < 8)
+			return PACKET_MALFORMED;
+		if (length && at + length < end)
+			end = at + length;
 		p->tuple.sport = WINDOW_U16(w, at);
 		p->tuple.dport = WINDOW_U16(w, at + 2);
 		p->payload = at + 8;
 		p->length = end - p->payload;
 		return PACKET_OK;
 	}
-	if (proto == PROTO_IGMP)
-		return PACKET_LINK_CONTROL;
 	p->payload = at;
 	p->length = end > at ? end - at : 0;
 	return PACKET_OK;
@@ -95,7 +113,7 @@ static inline __attribute__((always_inline)) int packet_ipv4(const __u8 *w, __u3
 {
 	__u32 header, total, fragment;
 
-	if (at + 20 > frame || at + 20 > PACKET_WINDOW)
+	if (at + 20 > frame || at + 20 > PACKET_WINDOW || WINDOW_AT(w, at) >> 4 != 4)
 		return PACKET_MALFORMED;
 	header = (__u32)(WINDOW_AT(w, at) & 15) * 4;
 	total = WINDOW_U16(w, at + 2);
@@ -119,15 +137,20 @@ static inline __attribute__((always_inline)) int packet_ipv4(const __u8 *w, __u3
 		/* RFC 3128: a second fragment that starts inside the transport header could rewrite the ports that the
 		 * first one was judged by. */
 		return fragment < 8 ? PACKET_MALFORMED : PACKET_FRAGMENT;
+	/* Membership reports go to a group; to a host they would be a way out. */
+	if (p->tuple.transport == PROTO_IGMP && p->tuple.dst[12] >> 4 == 14)
+		return PACKET_LINK_CONTROL;
 	return packet_transport(w, at + header, at + total, p->tuple.transport, p);
 }
 
 static inline __attribute__((always_inline)) int packet_ipv6(const __u8 *w, __u32 at, __u32 frame, struct packet *p)
 {
 	__u32 next, end;
+	__u8 hops;
 
-	if (at + 40 > frame || at + 40 > PACKET_WINDOW)
+	if (at + 40 > frame || at + 40 > PACKET_WINDOW || WINDOW_AT(w, at) >> 4 != 6)
 		return PACKET_MALFORMED;
+	hops = WINDOW_AT(w, at + 7);
 	end = WINDOW_U16(w, at + 4);
 	end = end ? at + 40 + end : frame; /* 0: jumbogram or BIG TCP */
 	if (end > frame)
@@ -143,8 +166,7 @@ static inline __attribute__((always_inline)) int packet_ipv6(const __u8 *w, __u3
 	for (int i = 0; i < PACKET_EXTENSIONS; i++) {
 		__u32 length;
 
-		if (next != PROTO_HOP_BY_HOP && next != PROTO_ROUTING && next != PROTO_DESTINATION_OPTIONS &&
-		    next != PROTO_FRAGMENT && next != PROTO_AUTHENTICATION && next != PROTO_MOBILITY)
+		if (!packet_is_extension(next))
 			break;
 		if (at + 8 > end || at + 8 > PACKET_WINDOW)
 			return PACKET_MALFORMED;
@@ -165,13 +187,12 @@ static inline __attribute__((always_inline)) int packet_ipv6(const __u8 *w, __u3
 		if (at > end)
 			return PACKET_MALFORMED;
 	}
-	if (next == PROTO_HOP_BY_HOP || next == PROTO_ROUTING || next == PROTO_DESTINATION_OPTIONS ||
-	    next == PROTO_FRAGMENT || next == PROTO_AUTHENTICATION || next == PROTO_MOBILITY)
+	if (packet_is_extension(next))
 		return PACKET_MALFORMED;
 	if (next == PROTO_ICMPV6) {
 		if (at + 4 > end || at + 4 > PACKET_WINDOW)
 			return PACKET_MALFORMED;
-		if (packet_is_link_control6(WINDOW_AT(w, at)))
+		if (packet_is_link_control6(WINDOW_AT(w, at), hops, p))
 			return PACKET_LINK_CONTROL;
 	}
 	return packet_transport(w, at, end, next, p);
