@@ -8,12 +8,13 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import EXIT_FINDING, EXIT_OK
-from engine.lab import report
-from engine.lab.play import Interruption, Played, run_lab
-from engine.lab.scenario import Result
-from engine.lab.scenarios import ALL
+
+if TYPE_CHECKING:
+    from engine.lab.play import Played
+    from engine.lab.scenario import Result
 
 _DESCRIPTION = """\
 Build two network namespaces with a wire between them, start the engine there as a user would, and play scenarios with
@@ -49,6 +50,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Handle the command. 128 and the signal's number when a signal ended it. Raises SallyportError."""
+    # Netlink and all that goes with it: only who asks for the lab pays for it.
+    from engine.lab import report  # noqa: PLC0415
+    from engine.lab.play import Interruption, run_lab  # noqa: PLC0415
+    from engine.lab.scenarios import ALL  # noqa: PLC0415
+
     progress = sys.stderr if args.json else sys.stdout
     width = max(len(scenario.name) for scenario in ALL)
 
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_document(played, args.state_dir)))
     else:
         columns = shutil.get_terminal_size((120, 24)).columns
-        print(f"\n{report.table(played.results, columns)}\n\naudit verify\n{played.words}")
+        print(f"\n{report.table(played.results, columns)}\n\n{report.verified(played.verify)}")
         print(report.closing(played.results, played.seconds))
         if args.state_dir is not None:
             print(f"The log stays: sallyport audit show --state-dir {args.state_dir}")

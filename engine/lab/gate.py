@@ -24,7 +24,7 @@ from engine.lab.waiting import until
 COMMAND = (sys.executable, "-m", "engine.cli.main")
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
-_TAIL_LINES = 15
+_TAIL_LINES = 6
 
 
 class Gate:
@@ -109,6 +109,11 @@ class Gate:
     def entries(self) -> Iterator[Entry]:
         """Every whole line of the audit log."""
         return entries(self._state_dir)
+
+    def generation(self) -> tuple[int, str]:
+        """Number and commit of the policy in force, as the last entry of the log that names one says."""
+        named = [each.generation for each in self.entries() if each.generation]
+        return (int(named[-1]["number"]), str(named[-1].get("commit", ""))) if named else (0, "")
 
     def sallyport(self, *words: str, seconds: float = 20.0) -> Ended:
         """Run a command for this state directory, outside of the lab's namespaces, as an administrator would."""

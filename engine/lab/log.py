@@ -20,6 +20,11 @@ class Entry:
         return str(self.members["type"])
 
     @property
+    def generation(self) -> dict[str, Any]:
+        """The policy in force: `number`, `digest`, `commit`, `dirty`; empty when there was none yet."""
+        return dict(self.members.get("generation", {}))
+
+    @property
     def name(self) -> str:
         """The server name of the hello, empty when the entry is about none."""
         return str(self._body.get("dst_endpoint", {}).get("hostname", ""))

@@ -25,7 +25,6 @@ class PolicyFolder:
         self.folder = folder
         shutil.copytree(LIBRARY, folder)
         denied = (f"{topology.DENIED}/32", f"{topology.DENIED6}/128")
-        self.put("denied_names", suffixes={"denied.example": "the lab's denied suffix"})
         self.put("exe_names", names={"protected.example": [curl]})
         self.put("address_lists", denied=dict.fromkeys(denied, "the lab's denied address"))
         self.put("cloud_metadata", units=["metadata-agent.service"])
@@ -34,10 +33,12 @@ class PolicyFolder:
         self.commit("lab: the policy to begin with")
 
     def put(self, rule: str, **settings: Any) -> None:
-        """Change members of a rule's settings, by a rename as an editor does it."""
+        """Add entries to members of a rule's settings, by a rename as an editor does it."""
         path = self.folder / "settings" / f"{rule}.json"
         document = json.loads(path.read_text())
-        document[rule].update(settings)
+        for member, entries in settings.items():
+            standing = document[rule][member]
+            document[rule][member] = standing | entries if isinstance(standing, dict) else [*standing, *entries]
         fresh = path.with_suffix(".json.new")
         fresh.write_text(json.dumps(document, indent=2) + "\n")
         fresh.rename(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from engine.lab.scenario import Result
 
@@ -50,6 +51,16 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _at(lines: Sequence[str], index: int) -> str:
     return lines[index] if index < len(lines) else ""
+
+
+def verified(document: Mapping[str, Any]) -> str:
+    """The audit log's verification, from the report of `sallyport audit verify --json`."""
+    words = "good" if document.get("ok") else "NOT GOOD"
+    if "entries" not in document:
+        return f"audit verify: {words}: {document.get('error', 'no answer')}"
+    vouched = (document.get("vouched") or {}).get("size", 0)
+    read = f"{document['entries']} entries, {document['heads']} signed heads, vouched for {vouched}"
+    return "\n".join([f"audit verify: {words}; {read}", *(f"  {each}" for each in document.get("findings", []))])
 
 
 def closing(results: Iterable[Result], seconds: float) -> str:

@@ -28,6 +28,7 @@ _DATAGRAM_PORT = 7001
 
 def _denied_address(lab: Lab, saw: Sight) -> None:
     for label, address in (("IPv4", DENIED), ("IPv6", DENIED6)):
+        lab.arrived(address)
         since = Since(lab.gate)
         first = lab.python(ALLOWED, address)
         second = lab.python(ALLOWED, address)
@@ -85,7 +86,7 @@ def _source_by_person(lab: Lab, saw: Sight) -> None:
 
 
 def _ignored(lab: Lab, saw: Sight) -> None:
-    group = str(lab.groups.ignored)
+    group = "/" + str(lab.groups.ignored.relative_to(lab.plan.cgroup_mount))
     before = spoken(lab.ignored.ask("fetch", **lab.tls(DENIED_NAME)))
     saw(before != DENIED_NAME, f"before: {before}")
     done = lab.gate.sallyport("strategy", "set", "--cgroup", group, "ignore", "--expires", "10m")

@@ -20,8 +20,8 @@ _BROKEN = "package sallyport.rules.broken\n\nscope := {\n"
 def _reload(lab: Lab, saw: Sight) -> None:
     opened = [lab.plain.ask("open", key=key, **lab.tls(name)) for key, name in ((STEADY, ALLOWED), (LATER, LATER))]
     saw(all("answer" in each for each in opened), "two connections: " + ", ".join(map(spoken, opened)))
-    generation = lab.gate.status()["generation"]["number"]
-    lab.policy.put("denied_names", suffixes={"denied.example": "the lab's denied suffix", LATER: "from now on"})
+    generation, _ = lab.gate.generation()
+    lab.policy.put("denied_names", suffixes={LATER: "from now on"})
     commit = lab.policy.commit("lab: deny one more name")
     # Cut, not merely stopped: the connection that is now denied gets an error of its own.
     cut: dict[str, Any] = {}
@@ -38,24 +38,25 @@ def _reload(lab: Lab, saw: Sight) -> None:
     saw(answer != LATER and arrived.nothing, f"anew: {answer}, {arrived.bytes} bytes arrived")
     other = spoken(lab.plain.ask("again", key=STEADY))
     saw(other == ALLOWED, f"the other lives on: {other}")
-    now = lab.gate.status()["generation"]
-    saw(now["number"] > generation and now["commit"] == commit, f"generation {generation} -> {now['number']} by commit")
+    now, by = lab.gate.generation()
+    saw(now > generation and by == commit, f"generation {generation}, now {now} by commit {by[:12]}")
 
 
 def _broken(lab: Lab, saw: Sight) -> None:
-    generation = lab.gate.status()["generation"]["number"]
+    generation, _ = lab.gate.generation()
     alerts = len(_alerts(lab))
     rule = lab.policy.folder / "rules" / "broken" / "broken.rego"
     rule.parent.mkdir()
     rule.write_text(_BROKEN)
     raised = until(lambda: len(_alerts(lab)) > alerts, _RELOAD_SECONDS)
     saw(raised, "an alert" if raised else "no alert")
-    saw(lab.gate.status()["generation"]["number"] == generation, f"still generation {generation}")
     for name, may in ((ALLOWED, True), (LATER, False)):
         answer = lab.curl(name)
         saw((answer == name) is may, f"{name}: {answer}")
     steady = spoken(lab.plain.ask("again", key=STEADY))
     saw(steady == ALLOWED, f"the connection lives on: {steady}")
+    now, _ = lab.gate.generation()
+    saw(now == generation, f"still generation {now}")
     rule.unlink()
     rule.parent.rmdir()
 
