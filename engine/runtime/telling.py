@@ -71,6 +71,9 @@ class Telling:
             self._journal.socket(event)
 
     def _verdict(self, event: VerdictEvent) -> None:
+        # The verdict needed no executable, or the gate did not know it yet: who reads the log wants to.
+        exe = self._identifier.executable(event.identity)
+        event = event._replace(identity=event.identity._replace(exe=exe))
         entry = self._gatekeeper.entry(event.verdict_id)
         reasons = entry.reasons if entry is not None else ()
         if not reasons:
