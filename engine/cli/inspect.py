@@ -85,8 +85,7 @@ def inspect(
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
-    """Show every hello of the records; where the capture breaks off, show what was whole and raise its
-    InputError."""
+    """Show every hello of the records. Raises their InputError after what was whole has been shown."""
     out = out or sys.stdout
     err = err or sys.stderr
     totals: Counter[str] = Counter()
