@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 from engine.errors import EXIT_FINDING, EXIT_OK, PrivilegeError
 
@@ -19,6 +20,7 @@ exit code: 0 everything is detached, 1 something could not be removed (it passes
 
 example:
   sallyport panic
+  sallyport panic --state-dir /var/lib/sallyport
 """
 
 
@@ -30,17 +32,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=Path, help="only the engine of this directory (default: every one)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(handler=panic)
 
 
 def panic(args: argparse.Namespace) -> int:
     from engine.kernel.detach import detach, pass_everything  # noqa: PLC0415 - netlink only where it is needed
-    from engine.kernel.pins import instances  # noqa: PLC0415
+    from engine.kernel.pins import Pins, instances  # noqa: PLC0415
 
     if os.geteuid() != 0:
         raise PrivilegeError("Detaching needs root", hint="Run it with sudo.")
-    found = list(instances())
+    wanted = Pins.of(args.state_dir).instance if args.state_dir else ""
+    found = [pins for pins in instances() if wanted in ("", pins.instance)]
     for pins in found:
         # All of them first: taking one down takes a moment, and this is a panic.
         pass_everything(pins)

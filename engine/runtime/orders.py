@@ -274,7 +274,9 @@ class Orders:
         return [DestinationKey(kind, transport, port, address, bits) for transport in transports]
 
     def _cgroup_id(self, path: str, *, missing_is_none: bool = False) -> int | None:
-        folder = self._mount / path.lstrip("/")
+        # Both spellings are in use: the path below the mount, as /proc shows it, and the folder's own.
+        below = Path(path).relative_to(self._mount) if Path(path).is_relative_to(self._mount) else path.lstrip("/")
+        folder = self._mount / below
         try:
             return folder.stat().st_ino
         except OSError as error:
