@@ -17,7 +17,7 @@ import msgspec
 
 from audit import keys, proof, review
 from audit.checkpoint import VerifierKey, encode_base64
-from audit.errors import EXIT_FINDING, EXIT_OK, AuditError, DiskError, FormatError, RequestError
+from audit.errors import EXIT_FINDING, EXIT_OK, AuditError, FormatError, RequestError
 from audit.layout import Layout
 from audit.terminal import escape, escape_json
 from audit.verify import verify
@@ -59,7 +59,7 @@ def _register_show(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     show = _verb(
         verbs,
         "show",
-        "print entries, oldest first",
+        "print entries as they are stored, oldest first; says nothing about their truth (see verify)",
         "sallyport audit show --since 1h --verdict deny --name '*.example.com'",
         _show,
     )
@@ -166,10 +166,7 @@ def _escape_lines(text: str) -> str:
 
 def _existing(state_dir: Path) -> Layout:
     layout = Layout(state_dir)
-    if not layout.log.is_dir():
-        raise DiskError(
-            f"There is no audit log in {layout.root}.", hint="Give the engine's state directory with --state-dir."
-        )
+    layout.require()
     return layout
 
 
@@ -238,7 +235,7 @@ def _head(args: argparse.Namespace) -> int:
 
 
 def _key(args: argparse.Namespace) -> int:
-    key = keys.load_public(Layout(args.state_dir).root / keys.PUBLIC_NAME)
+    key = keys.load_public(_existing(args.state_dir).root / keys.PUBLIC_NAME)
     print(msgspec.json.encode({"name": key.name, "id": key.id.hex(), "key": str(key)}).decode() if args.json else key)
     return EXIT_OK
 

@@ -54,6 +54,17 @@ class Layout:
     def lock(self) -> Path:
         return self.root / "lock"
 
+    def require(self) -> None:
+        """Raise DiskError when there is no log here, or none that this user may look at."""
+        try:
+            self.log.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DiskError(
+                f"There is no audit log in {self.root}.", hint="Give the engine's state directory with --state-dir."
+            ) from error
+        except OSError as error:
+            raise _unreadable(self.root, error) from error
+
     def segments(self) -> list[Segment]:
         """Return the segments, oldest first; none if the folder is not there. Raise DiskError."""
         try:

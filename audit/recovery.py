@@ -6,7 +6,7 @@ Reads only. `audit.store` acts on the answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,10 @@ def examine(layout: Layout, key: VerifierKey) -> Tail | None:
     segment = segments[-1]
     head, tree = _before(segments, key)
     found, heads = _last_head(segment, key, head)
-    return _walk(segment, tree, found, heads, _last_line(segments[:-1]))
+    tail = _walk(segment, tree, found, heads)
+    if tail.last is None and len(segments) > 1:
+        return replace(tail, last=_last_line(segments[-2]))
+    return tail
 
 
 def _broken(what: str) -> BrokenLogError:
@@ -150,14 +153,14 @@ def _remainder(path: Path, offset: int) -> Remainder:
     return Remainder(offset, length, digest.hexdigest())
 
 
-def _last_line(segments: list[Segment]) -> EntryHeader | None:
-    """Return the header of the last line before the last segment."""
+def _last_line(segment: Segment) -> EntryHeader:
+    """Return the header of a full segment's last line."""
     last = b""
-    for line, whole in read_lines(segments[-1].lines) if segments else ():
+    for line, whole in read_lines(segment.lines):
         if not whole:
-            raise _broken(f"{segments[-1].lines.name} ends in the middle of a line.")
+            raise _broken(f"{segment.lines.name} ends in the middle of a line.")
         last = line
-    return _header(last) if segments else None
+    return _header(last)
 
 
 def _header(line: bytes) -> EntryHeader:
@@ -167,9 +170,10 @@ def _header(line: bytes) -> EntryHeader:
         raise _broken(f"a line under a head is no entry. {error.message}") from error
 
 
-def _walk(segment: Segment, tree: Range, head: Head | None, heads: Remainder, last: EntryHeader | None) -> Tail:
+def _walk(segment: Segment, tree: Range, head: Head | None, heads: Remainder) -> Tail:
     """Check the lines that the last head covers, and keep those after it that parse and go on."""
     signed = head.size if head else 0
+    last: EntryHeader | None = None
     offset = adopted = 0
     covered = b""
     for line, whole in read_lines(segment.lines):

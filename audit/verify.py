@@ -13,7 +13,7 @@ from pathlib import Path
 from audit import keys
 from audit.checkpoint import Head, VerifierKey, encode_base64
 from audit.entry import EntryHeader, decode, decode_header
-from audit.errors import DiskError, FormatError, KeyFileError
+from audit.errors import FormatError, KeyFileError
 from audit.layout import LONGEST_LINE, Layout, Segment, file_size, read_lines, read_notes
 from audit.report import Report, Vouched, when
 from audit.store import writer_active
@@ -30,10 +30,7 @@ def verify(state_dir: Path, *, key: VerifierKey | None = None, external: Sequenc
     cannot be read.
     """
     layout = Layout(state_dir)
-    if not layout.root.is_dir():
-        raise DiskError(
-            f"There is no audit log in {layout.root}.", hint="Give the engine's state directory with --state-dir."
-        )
+    layout.require()
     # In this order, because a writer may be at work: it writes lines before the heads that cover them, so
     # lengths taken of heads first and lines second never show a head without its lines.
     writing = writer_active(layout)

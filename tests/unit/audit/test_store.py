@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from audit import keys
+from audit.checkpoint import Head, SigningKey
 from audit.disk import Disk
 from audit.entry import note
 from audit.errors import BrokenLogError, DiskError, KeyFileError, LockedError
@@ -227,6 +228,25 @@ def test_what_follows_a_bad_line_without_a_head_is_cut_and_its_hash_recorded(sma
         "cut_bytes": len(junk),
         "cut_sha256": sha256(junk).hexdigest(),
     }
+
+
+def test_lines_added_out_of_order_are_not_adopted(small_log, clock) -> None:
+    state_dir = small_log.copy()
+    segment = Layout(state_dir).segments()[0]
+    last = small_log.lines.splitlines(keepends=True)[-1]
+    segment.lines.write_bytes(small_log.lines + last.replace(b'"seq":7', b'"seq":9'))
+    after = reopen(state_dir, clock)
+    assert [entry["type"] for entry in after[8:]] == ["recovery", "start", "stop"]
+    assert after[8]["detail"]["cut_bytes"] == len(last)
+
+
+def test_a_log_whose_last_head_is_signed_by_somebody_else_is_not_continued(small_log) -> None:
+    state_dir = small_log.copy()
+    head = Head.parse(small_log.notes[-1])
+    forged = Head.sign(SigningKey.from_seed(head.origin, bytes(32)), head.size, head.root)
+    Layout(state_dir).segments()[0].heads.write_bytes(b"".join(small_log.notes[:-1]) + forged.note())
+    with pytest.raises(BrokenLogError, match="not signed by this log's key"):
+        Store(state_dir)
 
 
 def test_an_old_log_without_its_key_is_not_continued(small_log) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,9 +246,25 @@ def test_no_log_is_an_error_and_an_empty_one_a_finding(small_log, tmp_path: Path
         verify(tmp_path / "nowhere")
     assert caught.value.exit_code == 8
     state_dir = small_log.copy()
-    shutil.rmtree(Layout(state_dir).log)
+    for path in Layout(state_dir).log.iterdir():
+        path.unlink()
     assert codes(verify(state_dir)) == {"empty"}
     assert "external-cut" in codes(verify(state_dir, external=[small_log.notes[0]]))
+
+
+def test_a_log_of_somebody_else_is_one_sentence(small_log) -> None:
+    state_dir = small_log.copy()
+    root = Layout(state_dir).root
+    root.chmod(0)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(DiskError, match="Permission denied"):
+            verify(state_dir)
+    finally:
+        os.seteuid(before)
+        root.chmod(0o700)
 
 
 @pytest.mark.parametrize("step", [-DAY, DAY, -5_000_000_000, 5_000_000_000])
