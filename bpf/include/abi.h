@@ -20,18 +20,40 @@
 #define SHAPES_MAX 8
 #define PLANS 4
 
-/* Bounds of the maps; `status` shows how full each one is. */
+/* Bounds of the maps, each to be had otherwise by -D (the configuration's [maps]); `status` shows how full each is. */
+#ifndef DESTINATIONS_MAX
 #define DESTINATIONS_MAX 262144
+#endif
+#ifndef SOURCES_MAX
 #define SOURCES_MAX 1048576
+#endif
+#ifndef STRATEGIES_MAX
 #define STRATEGIES_MAX 16384
+#endif
+#ifndef CONNECT_VERDICTS_MAX
 #define CONNECT_VERDICTS_MAX 262144
+#endif
+#ifndef CLASSES_MAX
 #define CLASSES_MAX 65536
+#endif
+#ifndef NAME_VERDICTS_MAX
 #define NAME_VERDICTS_MAX 524288
+#endif
+#ifndef FLOW_VERDICTS_MAX
 #define FLOW_VERDICTS_MAX 65536
+#endif
+#ifndef HELD_MAX
 #define HELD_MAX 16384
+#endif
+#ifndef PROCESSES_MAX
 #define PROCESSES_MAX 32768
+#endif
+#ifndef INTERFACES_MAX
 #define INTERFACES_MAX 256
+#endif
+#ifndef EVENT_BYTES
 #define EVENT_BYTES 4194304
+#endif
 
 enum mode {
 	MODE_OBSERVE = 0, /* nothing is held or dropped: copies are judged */

@@ -45,7 +45,7 @@ def load(order: Order) -> Loaded:
         Record(
             pins.instance, order.state_dir, netns_inode(), order.interfaces, order.cgroup, order.mode, order.pid
         ).write(pins.record)
-        compiled = _compile(pins)
+        compiled = _compile(pins, order.sizes)
         loaded.seconds["compile"] = round(time.monotonic() - started, 3)
         _attach_all(order, pins, loaded, compiled, before, cgroup)
     except BaseException:
@@ -77,7 +77,7 @@ def _standing_programs(pins: Pins) -> list[tuple[str, int]]:
     return [(pin.name, libbpf.obj_get(pin)) for pin in sorted(pins.programs.glob("*"))]
 
 
-def _compile(pins: Pins) -> dict[str, int]:
+def _compile(pins: Pins, sizes: dict[str, int]) -> dict[str, int]:
     """Compile and load every program; return name -> fd. The maps pin themselves where SALLYPORT_PINS says."""
     tree = headers.find()
     if tree is not None:
@@ -90,6 +90,7 @@ def _compile(pins: Pins) -> dict[str, int]:
             hint="Run `make setup`: it installs python3-bpfcc and builds .venv on the distribution's Python.",
         ) from error
     flags = [f"-I{SOURCES / 'include'}", "-DSALLYPORT_KERNEL", f'-DSALLYPORT_PINS="{pins.maps}"']
+    flags += [f"-D{name}={size}" for name, size in sorted(sizes.items())]
     fds: dict[str, int] = {}
     for source in sorted({program.source for program in PROGRAMS}):
         with _quiet() as said:

@@ -1,4 +1,4 @@
-"""What the engine and the loader say to each other; apart from both, so that the engine imports neither netlink nor bcc.
+"""What the engine and the loader say to each other; by itself, so that the engine imports neither netlink nor bcc.
 
 The engine writes an order as JSON to the loader's stdin and reads one line back.
 """
@@ -21,6 +21,8 @@ class Order:
     mode: str
     pid: int
     xdp: str = "auto"
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bounds of maps by their names in abi.h. Only maps that are created take notice: pinned ones stay as they are."""
 
 
 @dataclass

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from engine.abi.numbers import EVENT_BYTES
 from engine.errors import KernelError
 from engine.kernel import libbpf
 
@@ -43,9 +42,10 @@ class MappedRing:
 
     def __init__(self, path: Path) -> None:
         self.fd = libbpf.obj_get(path)
+        self._size = int(libbpf.map_info(self.fd).max_entries)
         self._consumer = mmap.mmap(self.fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         self._producer = mmap.mmap(
-            self.fd, _PAGE + 2 * EVENT_BYTES, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE
+            self.fd, _PAGE + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE
         )  # the data stands twice, so no record wraps
 
     def drain(self, handle: Callable[[bytes], None], limit: int) -> int:
@@ -56,7 +56,7 @@ class MappedRing:
             end: int = _POSITION.unpack_from(data)[0]
             if position >= end:
                 break
-            at = _PAGE + (position & (EVENT_BYTES - 1))
+            at = _PAGE + (position & (self._size - 1))
             length: int = _LENGTH.unpack_from(data, at)[0]
             if length & _BUSY:
                 break

@@ -20,8 +20,8 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
 from engine.model import net
 from engine.model.decision import Decision, Reason, Stage, Verdict
-from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState
-from engine.model.posture import Condition, Posture
+from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState, Transport
+from engine.model.posture import TABLE, Condition, Posture
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
 from engine.protocols.packet import Packet
@@ -332,13 +332,19 @@ class Gatekeeper:
         return cut
 
     def _by_posture(self, decision: Decision, facts: Facts) -> Decision:
-        """A hello that nobody could read, and no rule speaks about it: the posture does."""
-        condition = _POSTURES.get(facts.name.state)
-        if condition is None or decision.verdict is not Verdict.ALLOW or self._posture[condition].passes:
+        """What no rule speaks about, and nobody can answer for: the posture does."""
+        if decision.verdict is not Verdict.ALLOW:
             return decision
-        if any(reason.rule != "default" for reason in decision.reasons):
+        condition = None
+        if self._journal.failing:
+            condition = Condition.DISK_FULL
+        elif all(reason.rule == "default" for reason in decision.reasons):
+            condition = _POSTURES.get(facts.name.state)
+            if facts.dest.transport is Transport.OTHER:
+                condition = Condition.UNKNOWN_PROTOCOL
+        if condition is None or self._posture[condition].passes:
             return decision
-        reason = Reason("posture", f"{condition.value} is closed: the hello is {facts.name.state.value}")
+        reason = Reason("posture", f"{condition.value} is closed: {TABLE[condition].when}")
         return replace(decision, verdict=Verdict.DENY, scope=decision.scope | FLOW_FACTS, reasons=(reason,))
 
     def _conclude(self, flow: Flow, force: Force, facts: Facts, decision: Decision, stage: Stage) -> None:

@@ -30,6 +30,11 @@ class Journal:
         self._log = log
         self._identifier = identifier
 
+    @property
+    def failing(self) -> bool:
+        """The disk refuses the log at the moment."""
+        return self._log.state.status == "failing"
+
     def note(self, kind: EntryType, /, **detail: Any) -> int | None:
         return self._log.append(note(kind, **detail))
 

@@ -33,7 +33,7 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.alerts.sink import Sink
 from engine.alerts.terminal import TerminalSink
 from engine.alerts.webhook import WebhookSink
-from engine.config import Config, EvaluatorKind
+from engine.config import Config, EvaluatorKind, Maps
 from engine.config import Mode as ConfigMode
 from engine.errors import EvaluatorError, PolicyError, SallyportError, StateError, UsageError
 from engine.kernel.gate import KernelGate
@@ -163,6 +163,7 @@ class Supervisor:
             mode=config.mode.value,
             pid=os.getpid(),
             xdp=config.xdp_mode.value,
+            sizes=_sizes(config.maps),
         )
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.kernel.loader", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -307,12 +308,23 @@ class Supervisor:
             frame = self._hold.receive()
             if frame is None:
                 break
-            self._gatekeeper.frame(frame)
+            self._guarded(self._gatekeeper.frame, frame, "a held frame")
         self._gate.take(self._taken_before + self._hold.counts.taken + self._hold.counts.lost)
 
     def _on_events(self) -> None:
         # In slices: a flood of events must not keep a held packet waiting.
-        self._ring.drain(self._telling.record, _EVENTS_AT_ONCE)
+        self._ring.drain(self._on_record, _EVENTS_AT_ONCE)
+
+    def _on_record(self, record: bytes) -> None:
+        self._guarded(self._telling.record, record, "an event")
+
+    def _guarded(self, handle: Callable[[bytes], None], data: bytes, what: str) -> None:
+        """One bad input must not stop the ones behind it: it is dropped, which is closed, and everybody hears."""
+        try:
+            handle(data)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._journal.note("failure", what=what, error=repr(error))
+            self._problem(what, f"{what} could not be handled: {error!r}", Kind.LOSS)
 
     async def _beating(self) -> None:
         while True:
@@ -539,6 +551,20 @@ def _detach(pins: Pins) -> Detached:
     from engine.kernel.detach import detach  # noqa: PLC0415
 
     return detach(pins)
+
+
+def _sizes(maps: Maps) -> dict[str, int]:
+    """The configuration's bounds under the names that bpf/include/abi.h has for them."""
+    return {
+        "CONNECT_VERDICTS_MAX": maps.destinations,
+        "DESTINATIONS_MAX": maps.never_deny + maps.destinations,
+        "EVENT_BYTES": maps.ring_bytes,
+        "FLOW_VERDICTS_MAX": maps.flows,
+        "NAME_VERDICTS_MAX": maps.names,
+        "PROCESSES_MAX": maps.processes,
+        "SOURCES_MAX": maps.sources,
+        "STRATEGIES_MAX": maps.strategies,
+    }
 
 
 def _open_bits(posture: Posture) -> int:

@@ -36,7 +36,6 @@ DEFINES = {
     "NAME_MAX_KERNEL": numbers.NAME_MAX_KERNEL,
     "SHAPES_MAX": numbers.SHAPES_MAX,
     "PLANS": numbers.PLANS,
-    "EVENT_BYTES": numbers.EVENT_BYTES,
     "COUNTERS": numbers.COUNTERS,
 }
 WITHOUT_MIRROR = {"event_header", "socket_state", "verdict_name_event"}
