@@ -130,7 +130,8 @@ class OpaEvaluator:
         if not questions:
             return []
         if self._server is not None and not self._server.running:
-            self._begin_restart()
+            # As in the embedded evaluator, a call waits for the next server as long as it may take itself.
+            await asyncio.wait({self._begin_restart()}, timeout=self._timeout)
         answers = await self._call(questions)
         if answers is None and len(questions) > 1:
             # One rule's error fails the whole call: ask each alone, so that only that one has no answer.
@@ -171,10 +172,11 @@ class OpaEvaluator:
             return Answer(error=f"no rule named {question.rule} is loaded" if rule is None else "OPA gave no answer")
         return to_answer(_reply(rule.entry(), question, said), rule)
 
-    def _begin_restart(self) -> None:
+    def _begin_restart(self) -> asyncio.Task[None]:
         if self._restart is None or self._restart.done():
             self.restarts += 1
             self._restart = asyncio.get_running_loop().create_task(self._replace())
+        return self._restart
 
     async def _replace(self) -> None:
         if self._loaded is not None:

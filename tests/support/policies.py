@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,12 @@ def write_folder(folder: Path, files: Mapping[str, Any], *, default: str = DEFAU
 def rule(body: str, *, name: str = "one", scope: str = '{"dest"}') -> str:
     """Return a rule's module."""
     return f"package sallyport.rules.{name}\n\nscope := {scope}\n\n{body}\n"
+
+
+def stop(pid: int) -> None:
+    """Stop a child of ours and wait until every thread of it stands."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def statically(folder: Path) -> tuple[Bundle, Checked]:

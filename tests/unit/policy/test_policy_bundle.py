@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,9 +160,30 @@ def test_commit_and_dirty_flag(write: Write) -> None:
     assert (read(folder).commit, read(folder).dirty) == (head, True)
 
 
-def test_a_work_tree_of_another_owner_is_read_without_running_its_programs(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def other_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make git take every work tree for somebody else's, as git's own tests do: no other user is needed."""
+    real = subprocess.run
+
+    def run(*args: Any, **keywords: Any) -> subprocess.CompletedProcess[Any]:
+        if keywords.get("env"):
+            keywords["env"] |= {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+@pytest.mark.usefixtures("other_owner")
+def test_a_work_tree_of_another_owner_has_a_commit(write: Write) -> None:
+    folder = write({})
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    assert read(folder).commit is not None
+
+
+@pytest.mark.parametrize("setting", ["filter.evil.clean", "filter.evil.process", "core.fsmonitor"])
+def test_no_program_that_a_work_tree_names_is_run(write: Write, tmp_path: Path, setting: str) -> None:
     folder = write({})
     marker = tmp_path / "ran"
     program = tmp_path / "program"
@@ -171,20 +193,11 @@ def test_a_work_tree_of_another_owner_is_read_without_running_its_programs(
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "first")
     (folder / ".gitattributes").write_text("*.rego filter=evil\n")
-    git(folder, "config", "filter.evil.clean", str(program))
-    git(folder, "config", "core.fsmonitor", str(program))
-    (folder / "sallyport.rego").write_text('package sallyport\n\ndefault_verdict := "deny"\n')
-    # How git's own tests make a tree that belongs to somebody else, without another user.
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    real = subprocess.run
-
-    def other_owner(*args: object, **keywords: object) -> object:
-        environment = keywords.get("env")
-        if isinstance(environment, dict):
-            environment["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
-        return real(*args, **keywords)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(subprocess, "run", other_owner)
+    git(folder, "config", setting, str(program))
+    # As long as before: only its content tells that it changed.
+    text = (folder / "sallyport.rego").read_text()
+    (folder / "sallyport.rego").write_text(text.replace("allow", "wolla"))
+    marker.unlink(missing_ok=True)
     bundle = read(folder)
     assert bundle.commit is not None
     assert bundle.dirty

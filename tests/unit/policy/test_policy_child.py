@@ -17,7 +17,7 @@ from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Question
 from engine.policy.frames import Queried, Query
 from engine.policy.process import Child, ChildError
-from tests.support.policies import Write, rule, statically
+from tests.support.policies import Write, rule, statically, stop
 
 DEST = {"address": "192.0.2.1", "port": 443, "transport": "tcp", "locality": "public"}
 ENDLESS = (
@@ -71,8 +71,12 @@ async def until_answered(evaluator: EmbeddedEvaluator, port: int) -> list[Answer
     raise AssertionError(answers)
 
 
-@pytest.mark.parametrize(("body", "words"), [(ENDLESS, "did not answer"), (CRASHING, "has ended")])
-def test_a_rule_that_never_ends_or_crashes_costs_its_own_flow_only(write: Write, body: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "words", "timeout"), [(ENDLESS, "did not answer", 0.5), (CRASHING, "has ended", 10.0)]
+)
+def test_a_rule_that_never_ends_or_crashes_costs_its_own_flow_only(
+    write: Write, body: str, words: str, timeout: float
+) -> None:
     async def used(evaluator: EmbeddedEvaluator) -> None:
         first = evaluator.pid
         (broken,) = await evaluator.evaluate(question(80))
@@ -84,13 +88,13 @@ def test_a_rule_that_never_ends_or_crashes_costs_its_own_flow_only(write: Write,
         assert evaluator.pid != first
         assert not alive(first)
 
-    use(write({"one.rego": rule(body)}), used)
+    use(write({"one.rego": rule(body)}), used, timeout=timeout)
 
 
 def test_a_stopped_child_is_replaced(write: Write) -> None:
     async def used(evaluator: EmbeddedEvaluator) -> None:
         assert evaluator.pid is not None
-        os.kill(evaluator.pid, signal.SIGSTOP)
+        stop(evaluator.pid)
         (stopped,) = await evaluator.evaluate(question(443))
         assert "did not answer" in stopped.error
         assert (await until_answered(evaluator, 443))[-1] == Answer(allow=("a",))
@@ -141,7 +145,7 @@ def test_restarts_are_spaced_and_counted(write: Write) -> None:
         assert pauses[:5] == [0.0, 0.05, 0.1, 0.2, 0.4]
         assert evaluator.restarts == 6
 
-    use(write({"one.rego": rule(CRASHING)}), used)
+    use(write({"one.rego": rule(CRASHING)}), used, timeout=10.0)
 
 
 def test_after_close_nothing_is_started_again(write: Write) -> None:

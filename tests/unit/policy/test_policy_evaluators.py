@@ -15,7 +15,7 @@ from engine.errors import EvaluatorError
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Evaluator, Question
 from engine.policy.opa import OpaEvaluator
-from tests.support.policies import Write, rule, statically
+from tests.support.policies import Write, rule, statically, stop, write_folder
 
 DEST = {"address": "192.0.2.1", "port": 443, "transport": "tcp", "locality": "public"}
 EXE = {"path": "/usr/bin/a", "sha256": ""}
@@ -223,16 +223,16 @@ def test_a_killed_evaluator_answers_with_failures_and_comes_back(
 def test_a_stopped_evaluator_is_a_failed_answer(
     make: Callable[[], EmbeddedEvaluator | OpaEvaluator], write: Write
 ) -> None:
-    async def stop(evaluator: Any) -> Answer:
+    async def stopped(evaluator: Any) -> Answer:
         evaluator._timeout = 0.2
         if isinstance(evaluator, OpaEvaluator):
             evaluator._asking._session._timeout = type(evaluator._asking._session._timeout)(total=0.2)
-        os.kill(evaluator.pid, signal.SIGSTOP)
+        stop(evaluator.pid)
         (answer,) = await evaluator.evaluate([Question("one", {"dest": DEST})])
         return answer
 
     folder = write({"one.rego": rule('allow contains "a"')})
-    answer = ask(make, folder, stop)
+    answer = ask(make, folder, stopped)
     assert "did not answer" in answer.error
     assert answer.allow == ()
 
@@ -269,20 +269,26 @@ def test_opa_asks_for_its_token(write: Write) -> None:
     assert ask(OpaEvaluator, folder, stranger) == Answer(deny=("still here",))
 
 
-def test_a_given_opa_server_is_used_and_cleaned_of_the_policy_before(write: Write) -> None:
+def test_a_given_opa_server_is_used_and_cleaned_of_the_policy_before(tmp_path: Path) -> None:
+    folders = [
+        {"one.rego": rule('deny contains "first"'), "two.rego": rule('deny contains "left behind"', name="two")},
+        {"a.rego": rule('deny contains "second"', name="two")},
+    ]
+
     async def share(evaluator: Any) -> list[Answer]:
         server = evaluator._server
         other = OpaEvaluator(host="127.0.0.1", port=server.port, token=server.token, timeout=5.0)
         found = []
         try:
-            for body in ('deny contains "first"', 'allow contains "second"'):
-                bundle, checked = statically(write({"one.rego": rule(body)}))
+            for number, files in enumerate(folders):
+                bundle, checked = statically(write_folder(tmp_path / str(number), files))
                 await other.load(bundle, checked.rules)
-                found += await other.evaluate([Question("one", {"dest": DEST})])
+                found += await other.evaluate([Question("two", {"dest": DEST})])
         finally:
             await other.close()
         assert server.running
         return found
 
-    folder = write({"one.rego": rule('allow contains "a"')})
-    assert ask(OpaEvaluator, folder, share) == [Answer(deny=("first",)), Answer(allow=("second",))]
+    folder = write_folder(tmp_path / "own", {"sallyport.rego": 'package sallyport\n\ndecision := "deny"\n'})
+    # The server's own modules go too: it holds one policy.
+    assert ask(OpaEvaluator, folder, share) == [Answer(deny=("left behind",)), Answer(deny=("second",))]

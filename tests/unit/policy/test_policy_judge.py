@@ -136,6 +136,15 @@ def test_a_true_target_says_nothing_about_the_next_body() -> None:
     assert ask(judge, facts(exe="/b")).verdict is Verdict.DENY
 
 
+def test_a_true_target_at_connect_is_not_the_answer_at_the_payload() -> None:
+    evaluator = Spoken(lambda question: Answer(target=True) if question.only_target else Answer(("no",), target=True))
+    judge = Judge(evaluator, [made("one", "dest", "name", target=["dest"])], Verdict.ALLOW)
+    assert ask(judge, facts(), Stage.CONNECT).verdict is Verdict.UNDECIDED
+    assert ask(judge, facts(), Stage.PAYLOAD).verdict is Verdict.DENY
+    assert ask(judge, facts(), Stage.CONNECT).verdict is Verdict.UNDECIDED
+    assert len(evaluator.asked) == 2
+
+
 def test_the_memory_is_bounded() -> None:
     evaluator = Spoken(lambda _: Answer())
     judge = Judge(evaluator, [made("one", "name")], Verdict.ALLOW, memory=3)
