@@ -12,7 +12,8 @@ from engine.policy.rule import Rule
 
 @dataclass(frozen=True)
 class Question:
-    """One rule with its filtered input. `only_target`: whether the rule applies at all, its body not evaluated."""
+    """One rule with its filtered input: for each fact of its scope a value that msgspec encodes (plain, or the
+    dataclass of engine/model/facts.py). `only_target`: whether the rule applies at all, its body not evaluated."""
 
     rule: str
     input: Mapping[str, Any]

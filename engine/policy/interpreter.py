@@ -70,8 +70,17 @@ class Interpreter:
 
     def value(self, path: str, document: bytes = b"{}") -> Any:
         """Return the value of a rule (`data.a.b`) for an input, or msgspec.UNSET when it is undefined."""
+        self._take(document)
+        return self._value(path)
+
+    def _take(self, document: bytes) -> None:
         try:
             self._engine.set_input_json(document.decode())
+        except BaseException as error:  # noqa: BLE001 - a panic is a BaseException
+            raise _guard(error) from None
+
+    def _value(self, path: str) -> Any:
+        try:
             text = self._engine.eval_rule_as_json(path)
         except BaseException as error:  # noqa: BLE001 - a panic is a BaseException
             raise _guard(error) from None
@@ -88,10 +97,11 @@ class Interpreter:
             return Reply(error=str(error))
 
     def _answer(self, entry: Entry, ask: Ask) -> Reply:
+        self._take(ask.input)
         if entry.decision:
-            return decision_reply(self.value(f"{entry.package}.decision", ask.input))
+            return decision_reply(self._value(f"{entry.package}.decision"))
         if entry.target:
-            target = self.value(f"{entry.package}.target", ask.input)
+            target = self._value(f"{entry.package}.target")
             # The condition of a rule that does not hold is undefined: that is how Rego says false.
             if target is msgspec.UNSET or target is False:
                 return Reply(target=False)
@@ -100,10 +110,10 @@ class Interpreter:
         if ask.only_target:
             return Reply()
         return values_reply(
-            self.value(f"{entry.package}.deny", ask.input) if entry.deny else [],
-            self.value(f"{entry.package}.reject", ask.input) if entry.reject else [],
-            self.value(f"{entry.package}.allow", ask.input) if entry.allow else [],
-            self.value(f"{entry.package}.ttl", ask.input) if entry.ttl else msgspec.UNSET,
+            self._value(f"{entry.package}.deny") if entry.deny else [],
+            self._value(f"{entry.package}.reject") if entry.reject else [],
+            self._value(f"{entry.package}.allow") if entry.allow else [],
+            self._value(f"{entry.package}.ttl") if entry.ttl else msgspec.UNSET,
         )
 
     def exercise(

@@ -65,8 +65,7 @@ class Judge:
                 self.hits += 1
                 answers[rule.name] = known
                 continue
-            scope = rule.scope if asked else rule.target_scope
-            questions.append(Question(rule.name, facts.select(scope or frozenset()), asked is None))
+            questions.append(Question(rule.name, self._input(rule, facts, only_target=asked is None), asked is None))
         if questions:
             self.misses += len(questions)
             try:
@@ -77,6 +76,11 @@ class Judge:
                 answers[question.rule] = answer
                 self._remember(self._by_name[question.rule], facts, answer, only_target=question.only_target)
         return self._bounded(decide(self._rules, self._default, answers, stage, self._posture), now)
+
+    def _input(self, rule: Rule, facts: Facts, *, only_target: bool) -> dict[str, Any]:
+        # The facts as they are: msgspec encodes dataclasses and enumerations itself, ten times as fast as
+        # Facts.select makes plain values of them.
+        return {name: getattr(facts, name) for name in self._scopes[rule.name][1 if only_target else 0]}
 
     def _key(self, rule: Rule, facts: Facts, *, target: bool) -> tuple[Any, ...]:
         names = self._scopes[rule.name][1 if target else 0]

@@ -147,7 +147,11 @@ class OpaEvaluator:
             return failed(questions, "OPA holds no policy")
         document = {
             "questions": {
-                str(index): {"rule": question.rule, "input": question.input, "only_target": question.only_target}
+                str(index): {
+                    "rule": question.rule,
+                    "input": msgspec.to_builtins(question.input),
+                    "only_target": question.only_target,
+                }
                 for index, question in enumerate(questions)
             }
         }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
+import msgspec
 import pytest
 
 from engine.errors import EvaluatorError
@@ -90,7 +91,7 @@ def ask(judge: Judge, flow: Facts, stage: Stage = Stage.PAYLOAD, now: datetime =
 
 def test_the_same_name_is_allowed_for_one_program_and_denied_for_another() -> None:
     evaluator = Spoken(
-        lambda question: Answer(deny=() if question.input["exe"]["path"] == "/usr/bin/a" else ("not for this program",))
+        lambda question: Answer(deny=() if question.input["exe"].path == "/usr/bin/a" else ("not for this program",))
     )
     judge = Judge(evaluator, [made("exe_names", "exe", "name")], Verdict.ALLOW)
     allowed = ask(judge, facts(exe="/usr/bin/a"))
@@ -112,6 +113,14 @@ def test_a_rule_is_given_its_own_facts_and_no_others() -> None:
     ]
 
 
+def test_the_input_of_a_question_is_what_the_facts_select() -> None:
+    evaluator = Spoken(lambda _: Answer())
+    flow = facts()
+    ask(Judge(evaluator, [made("one", *ALL_FACTS)], Verdict.ALLOW), flow)
+    (question,) = evaluator.asked
+    assert msgspec.json.decode(msgspec.json.encode(question.input)) == flow.select(ALL_FACTS)
+
+
 def test_an_answer_is_remembered_under_the_rules_facts_alone() -> None:
     evaluator = Spoken(lambda _: Answer())
     judge = Judge(evaluator, [made("one", "name", "host")], Verdict.ALLOW)
@@ -130,7 +139,7 @@ def test_a_false_target_is_remembered_for_every_body() -> None:
 
 
 def test_a_true_target_says_nothing_about_the_next_body() -> None:
-    evaluator = Spoken(lambda question: Answer(("no",) if question.input["exe"]["path"] == "/b" else (), target=True))
+    evaluator = Spoken(lambda question: Answer(("no",) if question.input["exe"].path == "/b" else (), target=True))
     judge = Judge(evaluator, [made("one", "dest", "exe", target=["dest"])], Verdict.ALLOW)
     assert ask(judge, facts(exe="/a")).verdict is Verdict.ALLOW
     assert ask(judge, facts(exe="/b")).verdict is Verdict.DENY
@@ -151,7 +160,7 @@ def test_the_memory_is_bounded() -> None:
     for name in ("a", "b", "c", "a", "d", "a", "b"):
         ask(judge, facts(name=name))
     # "b" was the longest unused when "d" came.
-    assert [question.input["name"]["value"] for question in evaluator.asked] == ["a", "b", "c", "d", "b"]
+    assert [question.input["name"].value for question in evaluator.asked] == ["a", "b", "c", "d", "b"]
 
 
 @pytest.mark.parametrize("posture", [Verdict.ALLOW, Verdict.DENY])
