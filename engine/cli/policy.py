@@ -13,7 +13,7 @@ from typing import Any
 from engine.errors import EXIT_FINDING, EXIT_OK
 from engine.policy.bundle import read
 from engine.policy.findings import Finding, PolicyRefusedError
-from engine.policy.prepare import Examined, examine, parse_and_check
+from engine.policy.prepare import Examined, examine, report_on
 from engine.policy.regotest import TestResult, passed, run_embedded, run_opa
 
 _CHECK = """\
@@ -119,10 +119,8 @@ def run_test(args: argparse.Namespace) -> int:
 
 async def _tested(folder: Path, evaluator: str) -> list[TestResult]:
     bundle = await asyncio.to_thread(read, folder)
-    checked = await parse_and_check(bundle)
-    if checked.errors:
-        raise PolicyRefusedError(checked.findings)
-    return await (run_opa(folder) if evaluator == "opa" else run_embedded(bundle, checked.tests))
+    report = await report_on(bundle, warm_up=False)
+    return await (run_opa(folder) if evaluator == "opa" else run_embedded(bundle, report.tests))
 
 
 def _refused(error: PolicyRefusedError, folder: Path, *, as_json: bool, evaluator: str = "") -> int:

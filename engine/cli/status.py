@@ -60,6 +60,12 @@ def text(status: dict[str, Any]) -> str:
         f"audit         {status['audit']['status']}, {status['audit']['durable']} entries durable, "
         f"{status['audit']['queued']} queued, head {status['audit']['head']}",
         "",
+        "features",
+        *(
+            f"  {name:38} {feature['state']:9} {feature['why']}".rstrip()
+            for name, feature in status["features"].items()
+        ),
+        "",
         "programs                id     instructions  verified",
     ]
     for name, program in status["programs"].items():

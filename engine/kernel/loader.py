@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -28,11 +30,15 @@ from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
 
 
+_OLDEST = (5, 10)
+
+
 def load(order: Order) -> Loaded:
     """Carry out an order. Raises an error of the engine's family."""
     started = time.monotonic()
     if os.geteuid() != 0:
         raise PrivilegeError("Loading kernel programs needs root", hint="Run it with sudo.")
+    _require_kernel(platform.release())
     require_bpffs()
     pins = Pins.of(Path(order.state_dir))
     loaded = Loaded(taken_over=(pins.programs / "gate_egress").exists())
@@ -45,7 +51,7 @@ def load(order: Order) -> Loaded:
         Record(
             pins.instance, order.state_dir, netns_inode(), order.interfaces, order.cgroup, order.mode, order.pid
         ).write(pins.record)
-        compiled = _compile(pins, order.sizes)
+        compiled = _compile(pins, order.sizes, loaded)
         loaded.seconds["compile"] = round(time.monotonic() - started, 3)
         _attach_all(order, pins, loaded, compiled, before, cgroup)
     except BaseException:
@@ -57,6 +63,15 @@ def load(order: Order) -> Loaded:
         os.close(cgroup)
     loaded.seconds["total"] = round(time.monotonic() - started, 3)
     return loaded
+
+
+def _require_kernel(release: str) -> None:
+    """Ring buffer, socket storage in TC, cgroup links and coarse enough verifiers: all there since 5.10."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found and (int(found[1]), int(found[2])) < _OLDEST:
+        raise KernelError(
+            f"Kernel {release} is too old for the gate", hint="Linux 5.10 or newer is needed: Debian 11, Ubuntu 22.04."
+        )
 
 
 def _open_cgroup(path: str) -> int:
@@ -77,11 +92,11 @@ def _standing_programs(pins: Pins) -> list[tuple[str, int]]:
     return [(pin.name, libbpf.obj_get(pin)) for pin in sorted(pins.programs.glob("*"))]
 
 
-def _compile(pins: Pins, sizes: dict[str, int]) -> dict[str, int]:
+def _compile(pins: Pins, sizes: dict[str, int], loaded: Loaded) -> dict[str, int]:
     """Compile and load every program; return name -> fd. The maps pin themselves where SALLYPORT_PINS says."""
     tree = headers.find()
     if tree is not None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+        os.environ["BCC_KERNEL_SOURCE"] = loaded.headers = str(tree)
     try:
         from bcc import BPF  # noqa: PLC0415 - 75 MiB that only this process pays
     except ImportError as error:

@@ -36,6 +36,8 @@ class Loaded:
     programs: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     taken_over: bool = False
+    headers: str = ""
+    """The header tree that was borrowed, empty where the running kernel has its own."""
 
 
 @dataclass

@@ -81,6 +81,20 @@ class SockDiag:
             return True
         return False
 
+    def can_destroy(self) -> bool:
+        """Say whether the kernel ends sockets (CONFIG_INET_DIAG_DESTROY), by asking for one that cannot exist."""
+        nowhere = _MAPPED + b"\x7f\xff\xff\xfe"
+        request = (
+            _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ALL_STATES)
+            + _ID.pack(1, 1, _ipv4(nowhere), _ipv4(nowhere))
+            + _TAIL.pack(0, (1 << 63) - 1)
+        )
+        try:
+            list(self._ask(_SOCK_DESTROY, _F_REQUEST | _F_ACK, request))
+        except OSError as error:
+            return error.errno == errno.ENOENT
+        return True
+
     def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
         self._sequence += 1
         self._netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)

@@ -110,10 +110,9 @@ class Gate:
         """Every whole line of the audit log."""
         return entries(self._state_dir)
 
-    def generation(self) -> tuple[int, str]:
-        """Number and commit of the policy in force, as the last entry of the log that names one says."""
-        named = [each.generation for each in self.entries() if each.generation]
-        return (int(named[-1]["number"]), str(named[-1].get("commit", ""))) if named else (0, "")
+    def generation(self) -> int:
+        """The number of the policy in force, as the last entry of the log that names one says; 0 when none does."""
+        return max((each.generation for each in self.entries()), default=0)
 
     def sallyport(self, *words: str, seconds: float = 20.0) -> Ended:
         """Run a command for this state directory, outside of the lab's namespaces, as an administrator would."""

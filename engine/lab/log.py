@@ -20,9 +20,9 @@ class Entry:
         return str(self.members["type"])
 
     @property
-    def generation(self) -> dict[str, Any]:
-        """The policy in force: `number`, `digest`, `commit`, `dirty`; empty when there was none yet."""
-        return dict(self.members.get("generation", {}))
+    def generation(self) -> int:
+        """The number of the policy in force, 0 when there was none yet."""
+        return int(self.members.get("generation", {}).get("number", 0))
 
     @property
     def name(self) -> str:

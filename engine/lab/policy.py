@@ -30,7 +30,8 @@ class PolicyFolder:
         self.put("cloud_metadata", units=["metadata-agent.service"])
         self.put("source_deny", prefixes=[f"{topology.DENIED_SOURCE}/32"])
         self._git("init", "--quiet")
-        self.commit("lab: the policy to begin with")
+        self._git("add", "--all")
+        self._git("commit", "--quiet", "--message", "lab: the policy to begin with")
 
     def put(self, rule: str, **settings: Any) -> None:
         """Add entries to members of a rule's settings, by a rename as an editor does it."""
@@ -43,14 +44,7 @@ class PolicyFolder:
         fresh.write_text(json.dumps(document, indent=2) + "\n")
         fresh.rename(path)
 
-    def commit(self, subject: str) -> str:
-        """Commit everything; return the commit."""
-        self._git("add", "--all")
-        self._git("commit", "--quiet", "--message", subject)
-        return self._git("rev-parse", "HEAD")
-
-    def _git(self, *words: str) -> str:
+    def _git(self, *words: str) -> None:
         done = run([*_GIT, "-C", str(self.folder), *words])
         if done.code != 0:
             raise LabError(f"git {words[0]} failed in the lab's policy folder: {done.last_words}")
-        return done.out.strip()

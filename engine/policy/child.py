@@ -8,6 +8,8 @@ from __future__ import annotations
 import resource
 import socket
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -16,10 +18,6 @@ from engine.policy.frames import (
     MAX_FRAME_BYTES,
     Evaluate,
     Evaluated,
-    Exercised,
-    Load,
-    Parse,
-    Parsed,
     Queried,
     Query,
     Ready,
@@ -27,7 +25,7 @@ from engine.policy.frames import (
     Response,
     frame,
 )
-from engine.policy.interpreter import Interpreter, InterpreterError, parse
+from engine.policy.interpreter import Interpreter, InterpreterError
 
 
 class _Served:
@@ -39,31 +37,20 @@ class _Served:
     def answer(self, request: Request) -> Response:
         if isinstance(request, Evaluate):
             return Evaluated([self.interpreter.answer(ask) for ask in request.asks])
-        if isinstance(request, Load):
-            try:
-                self.interpreter = Interpreter(request.modules, request.data, request.entries)
-            except InterpreterError as error:
-                return Ready(str(error))
-            return Ready()
-        if isinstance(request, Parse):
-            return Parsed([_parsed(file, text) for file, text in request.modules])
         if isinstance(request, Query):
-            return Queried([self._queried(path, request.input or b"{}") for path in request.paths])
-        return Exercised(*self.interpreter.exercise(request.inputs))
-
-    def _queried(self, path: str, document: bytes) -> tuple[bytes, str]:
+            return Queried([self._queried(path) for path in request.paths])
         try:
-            value = self.interpreter.value(path, document)
+            self.interpreter = Interpreter(request.modules, request.data, request.entries)
+        except InterpreterError as error:
+            return Ready(str(error))
+        return Ready()
+
+    def _queried(self, path: str) -> tuple[bytes, str]:
+        try:
+            value = self.interpreter.value(path)
         except InterpreterError as error:
             return b"", str(error)
         return (b"" if value is msgspec.UNSET else msgspec.json.encode(value)), ""
-
-
-def _parsed(file: str, text: str) -> tuple[bytes, str]:
-    try:
-        return parse(file, text), ""
-    except InterpreterError as error:
-        return b"", str(error)
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
@@ -77,10 +64,9 @@ def _receive(connection: socket.socket, count: int) -> bytes:
     return content
 
 
-def serve(connection: socket.socket, cpu_seconds: int) -> None:
-    """Answer frames until the other end closes."""
-    served = _Served()
-    requests = msgspec.msgpack.Decoder(Request)
+def serve(connection: socket.socket, cpu_seconds: int, kind: Any, answer: Callable[[Any], Any]) -> None:
+    """Answer frames, which hold messages of one kind, until the other end closes."""
+    requests = msgspec.msgpack.Decoder(kind)
     while True:
         head = _receive(connection, LENGTH_BYTES)
         if len(head) < LENGTH_BYTES:
@@ -94,19 +80,24 @@ def serve(connection: socket.socket, cpu_seconds: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime) + cpu_seconds + 1
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        connection.sendall(frame(served.answer(request)))
+        try:
+            connection.sendall(frame(answer(request)))
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def limited(words: list[str]) -> tuple[socket.socket, int]:
+    """Take the limits from the command's words, and return the connection and the CPU seconds of a request."""
+    descriptor, memory, cpu_seconds = (int(word) for word in words[1:4])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return socket.socket(fileno=descriptor), cpu_seconds
 
 
 def main() -> None:
-    descriptor, memory, cpu_seconds = (int(word) for word in sys.argv[1:4])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    serve(socket.socket(fileno=descriptor), cpu_seconds)
+    connection, cpu_seconds = limited(sys.argv)
+    serve(connection, cpu_seconds, Request, _Served().answer)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
-        # Ctrl-C reaches the whole foreground group; the engine ends its children itself.
-        sys.exit(0)
+    main()

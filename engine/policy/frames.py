@@ -64,23 +64,10 @@ class Evaluated(msgspec.Struct, tag="evaluated", array_like=True):
     replies: list[Reply]
 
 
-class Parse(msgspec.Struct, tag="parse", array_like=True):
-    """Parse each module on its own: [(file, text)]."""
-
-    modules: list[tuple[str, str]]
-
-
-class Parsed(msgspec.Struct, tag="parsed", array_like=True):
-    """For each module its syntax tree as JSON, or the interpreter's own words about the first error."""
-
-    trees: list[tuple[bytes, str]]
-
-
 class Query(msgspec.Struct, tag="query", array_like=True):
-    """Evaluate rules by path with an input or none; with `coverage`, report lines too."""
+    """Evaluate rules by path, without input."""
 
     paths: list[str]
-    input: bytes = b""
 
 
 class Queried(msgspec.Struct, tag="queried", array_like=True):
@@ -89,27 +76,14 @@ class Queried(msgspec.Struct, tag="queried", array_like=True):
     results: list[tuple[bytes, str]]
 
 
-class Exercise(msgspec.Struct, tag="exercise", array_like=True):
-    """Warm-up: each rule with each of its inputs (JSON), with line coverage over all of them."""
-
-    inputs: list[tuple[str, list[bytes]]]
-
-
-class Exercised(msgspec.Struct, tag="exercised", array_like=True):
-    """`failures`: (rule, input, error), the first of each rule. `covered`: file → lines that were evaluated."""
-
-    failures: list[tuple[str, bytes, str]]
-    covered: dict[str, list[int]]
-
-
 class Ready(msgspec.Struct, tag="ready", array_like=True):
     """Loaded; or not, and why."""
 
     error: str = ""
 
 
-Request = Load | Evaluate | Parse | Query | Exercise
-Response = Ready | Evaluated | Parsed | Queried | Exercised
+Request = Load | Evaluate | Query
+Response = Ready | Evaluated | Queried
 
 
 def frame(message: Any) -> bytes:

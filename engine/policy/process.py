@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -77,19 +77,23 @@ _R = TypeVar("_R", bound=msgspec.Struct)
 class Child:
     """A running child. Made by `start`; not shared between two requests at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], transport: asyncio.Transport, stream: _Stream) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], transport: asyncio.Transport, stream: _Stream, responses: Any
+    ) -> None:
         self._process = process
         self._transport = transport
         self._stream = stream
-        self._decoder = msgspec.msgpack.Decoder(Response)
+        self._decoder = msgspec.msgpack.Decoder(responses)
 
     @classmethod
-    async def start(cls, limits: Limits = Limits()) -> Child:
-        """Start a child. Raises ChildError when it cannot be started."""
+    async def start(
+        cls, limits: Limits = Limits(), *, module: str = "engine.policy.child", responses: Any = Response
+    ) -> Child:
+        """Start a child: a module, and the type of what it answers. Raises ChildError when it cannot be started."""
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
-            process = _spawn(theirs, limits)
+            process = _spawn(theirs, limits, module)
         except OSError as error:
             ours.close()
             raise ChildError(f"the evaluator child cannot be started: {error.strerror}") from error
@@ -101,7 +105,7 @@ class Child:
             ours.close()
             process.kill()
             raise
-        return cls(process, transport, stream)
+        return cls(process, transport, stream, responses)
 
     @property
     def pid(self) -> int:
@@ -155,10 +159,10 @@ def die_with_parent() -> Sequence[str]:
     return [setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--"] if setpriv else []
 
 
-def _spawn(theirs: socket.socket, limits: Limits) -> subprocess.Popen[bytes]:
+def _spawn(theirs: socket.socket, limits: Limits, module: str) -> subprocess.Popen[bytes]:
     # -S: site-packages come by PYTHONPATH instead, so no .pth file runs code in the child (2 MiB and 10 ms less).
     command = [
-        *die_with_parent(), sys.executable, "-S", "-s", "-B", "-m", "engine.policy.child",
+        *die_with_parent(), sys.executable, "-S", "-s", "-B", "-m", module,
         str(theirs.fileno()), str(limits.memory), str(limits.cpu_seconds),
     ]  # fmt: skip
     paths = [os.path.realpath(path) if path else os.getcwd() for path in sys.path]  # noqa: PTH109

@@ -52,19 +52,27 @@ def passed(results: Sequence[TestResult]) -> bool:
     return bool(results) and all(result.outcome in ("pass", "skip") for result in results)
 
 
-def listed(tests: Sequence[ParsedModule]) -> list[tuple[str, str, str, int]]:
-    """Return (data path, name, file, line) of every test rule, each once."""
-    found: dict[str, tuple[str, str, str, int]] = {}
+@dataclass(frozen=True)
+class RegoTest:
+    """A test rule: its name with the package, and where it stands."""
+
+    name: str
+    file: str
+    line: int
+
+
+def listed(tests: Sequence[ParsedModule]) -> list[RegoTest]:
+    """Return every test rule, each once."""
+    found: dict[str, RegoTest] = {}
     for module in tests:
         for definition in module.definitions:
             if definition.name.startswith(("test_", "todo_test_")):
                 name = ".".join((*module.package, definition.name))
-                place = (f"data.{name}", name, module.file, definition.place.line)
-                found.setdefault(name, place)
+                found.setdefault(name, RegoTest(name, module.file, definition.place.line))
     return list(found.values())
 
 
-async def run_embedded(bundle: Bundle, tests: Sequence[ParsedModule]) -> list[TestResult]:
+async def run_embedded(bundle: Bundle, tests: Sequence[RegoTest]) -> list[TestResult]:
     """Run the tests in a child; one that hangs or crashes is an error and does not stop the others."""
     load = Load(
         [(module.file, module.text) for module in (*bundle.modules, *bundle.tests)],
@@ -74,7 +82,8 @@ async def run_embedded(bundle: Bundle, tests: Sequence[ParsedModule]) -> list[Te
     results: list[TestResult] = []
     child: Child | None = None
     try:
-        for path, name, file, line in listed(tests):
+        for test in tests:
+            name, file, line = test.name, test.file, test.line
             if name.rpartition(".")[2].startswith("todo_"):
                 results.append(TestResult(file, line, name, "skip"))
                 continue
@@ -85,7 +94,7 @@ async def run_embedded(bundle: Bundle, tests: Sequence[ParsedModule]) -> list[Te
                     if ready.error:
                         results.append(TestResult(file, line, name, "error", _one_line(ready.error)))
                         continue
-                queried = await child.request(Query([path]), Queried, TEST_TIMEOUT)
+                queried = await child.request(Query([f"data.{name}"]), Queried, TEST_TIMEOUT)
             except ChildError as error:
                 results.append(TestResult(file, line, name, "error", str(error)))
                 if child is not None:

@@ -49,6 +49,7 @@ from engine.policy.bundle import Bundle
 from engine.policy.evaluator import Evaluator
 from engine.policy.prepare import Policy, prepare
 from engine.ports import MapFullError
+from engine.runtime import features
 from engine.runtime.cgroups import CgroupTable, find_mount
 from engine.runtime.control import ControlServer
 from engine.runtime.flows import FlowTable
@@ -257,6 +258,12 @@ class Supervisor:
         self._watcher = PolicyWatcher(self._folder)
         await self._watcher.start()
         self._periodic.append(loop.create_task(self._follow_policy()))
+        self._features = features.report(
+            xdp=self._loaded.xdp, interfaces=self._loaded.interfaces, cgroup=self._config.cgroup or self._cgroup_mount,
+            mount=self._cgroup_mount, headers=self._loaded.headers, cuts=self._diag.can_destroy(),
+            polling=self._watcher.polling, resolvers=len(self._never_deny) - len(self._config.never_denied()),
+        )  # fmt: skip
+        print(features.text(self._features), file=sys.stderr, end="", flush=True)
         self._control = ControlServer(self._state.control, self._command)
         await self._control.start()
         for number, action in (
@@ -518,6 +525,7 @@ class Supervisor:
             "start_seconds": self._loaded.seconds,
             "maps": {name: {"entries": entries, "max": most} for name, (entries, most) in fill.items()},
             "evaluator": {"name": evaluator.name, "restarts": getattr(evaluator, "restarts", 0)},
+            "features": {one.name: {"state": one.state.value, "why": one.why} for one in self._features},
             "posture": self._config.posture.document(),
             "counters": counters,
             "hold": {

@@ -20,9 +20,8 @@ _BROKEN = "package sallyport.rules.broken\n\nscope := {\n"
 def _reload(lab: Lab, saw: Sight) -> None:
     opened = [lab.plain.ask("open", key=key, **lab.tls(name)) for key, name in ((STEADY, ALLOWED), (LATER, LATER))]
     saw(all("answer" in each for each in opened), "two connections: " + ", ".join(map(spoken, opened)))
-    generation, _ = lab.gate.generation()
+    generation = lab.gate.generation()
     lab.policy.put("denied_names", suffixes={LATER: "from now on"})
-    commit = lab.policy.commit("lab: deny one more name")
     # Cut, not merely stopped: the connection that is now denied gets an error of its own.
     cut: dict[str, Any] = {}
 
@@ -38,12 +37,12 @@ def _reload(lab: Lab, saw: Sight) -> None:
     saw(answer != LATER and arrived.nothing, f"anew: {answer}, {arrived.bytes} bytes arrived")
     other = spoken(lab.plain.ask("again", key=STEADY))
     saw(other == ALLOWED, f"the other lives on: {other}")
-    now, by = lab.gate.generation()
-    saw(now > generation and by == commit, f"generation {generation}, now {now} by commit {by[:12]}")
+    now = until(lambda: max(lab.gate.generation() - generation, 0)) + generation
+    saw(now > generation, f"generation {generation}, now {now}")
 
 
 def _broken(lab: Lab, saw: Sight) -> None:
-    generation, _ = lab.gate.generation()
+    generation = lab.gate.generation()
     alerts = len(_alerts(lab))
     rule = lab.policy.folder / "rules" / "broken" / "broken.rego"
     rule.parent.mkdir()
@@ -55,7 +54,7 @@ def _broken(lab: Lab, saw: Sight) -> None:
         saw((answer == name) is may, f"{name}: {answer}")
     steady = spoken(lab.plain.ask("again", key=STEADY))
     saw(steady == ALLOWED, f"the connection lives on: {steady}")
-    now, _ = lab.gate.generation()
+    now = lab.gate.generation()
     saw(now == generation, f"still generation {now}")
     rule.unlink()
     rule.parent.rmdir()

@@ -1,0 +1,72 @@
+"""What works on this machine and what does not: stated at start, shown by `status`, discovered by nobody the hard way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class State(str, Enum):
+    ACTIVE = "active"
+    DEGRADED = "degraded"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str
+    state: State
+    why: str = ""
+
+
+def report(
+    *, xdp: Mapping[str, str], interfaces: Mapping[str, int], cgroup: Path, mount: Path, headers: str, cuts: bool,
+    polling: bool, resolvers: int,
+) -> list[Feature]:  # fmt: skip
+    """Return the features in the order of a packet's way, each with the reason where it is not simply active."""
+    guarded = ", ".join(interfaces)
+    whole = cgroup.resolve() == mount.resolve()
+    generic = [name for name, mode in xdp.items() if mode == "generic"]
+    return [
+        Feature("identity of sockets", State.ACTIVE)
+        if whole
+        else Feature("identity of sockets", State.DEGRADED, f"only of processes below {cgroup}"),
+        Feature("hold and release at TC egress", State.ACTIVE, guarded),
+        _xdp(xdp, generic),
+        Feature("ending denied sockets", State.ACTIVE)
+        if cuts
+        else Feature(
+            "ending denied sockets", State.ABSENT,
+            "the kernel has no CONFIG_INET_DIAG_DESTROY: a denied program waits for its own time-out",
+        ),
+        Feature("names in TLS and QUIC v1, v2 hellos", State.ACTIVE),
+        Feature("names that DNS answered (dest_names)", State.ABSENT, "not observed in this version: always empty"),
+        Feature("inbound connections", State.DEGRADED, "judged by source address only"),
+        Feature("kernel headers", State.ACTIVE, "of the running kernel")
+        if not headers
+        else Feature("kernel headers", State.ACTIVE, f"borrowed from {Path(headers).name}: no kernel structure is read"),
+        Feature("notice of policy changes", State.DEGRADED, "polling: the system gives no more file watches")
+        if polling
+        else Feature("notice of policy changes", State.ACTIVE),
+        Feature("resolvers that no policy cuts off", State.ACTIVE, f"{resolvers} of resolv.conf")
+        if resolvers
+        else Feature("resolvers that no policy cuts off", State.ABSENT, "resolv.conf names none, or the configuration says no"),
+    ]  # fmt: skip
+
+
+def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:
+    name = "source deny at XDP"
+    if not xdp:
+        return Feature(name, State.ABSENT, "switched off by the configuration")
+    if generic:
+        return Feature(name, State.DEGRADED, f"generic, after the driver, on {', '.join(generic)}")
+    return Feature(name, State.ACTIVE)
+
+
+def text(features: list[Feature]) -> str:
+    """Return the report for a person."""
+    width = max(len(feature.name) for feature in features)
+    lines = [f"{feature.name:{width}}  {feature.state.value:8}  {feature.why}".rstrip() for feature in features]
+    return "\n".join(lines) + "\n"
