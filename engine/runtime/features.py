@@ -1,4 +1,4 @@
-"""What works on this machine and what does not: stated at start, shown by `status`, discovered by nobody the hard way."""
+"""What works on this machine and what does not: stated at start and shown by `status`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Feature:
 
 def report(
     *, xdp: Mapping[str, str], interfaces: Mapping[str, int], cgroup: Path, mount: Path, headers: str, cuts: bool,
-    polling: bool, resolvers: int,
+    polling: bool, resolvers: int, remotes: int,
 ) -> list[Feature]:  # fmt: skip
     """Return the features in the order of a packet's way, each with the reason where it is not simply active."""
     guarded = ", ".join(interfaces)
@@ -46,13 +46,12 @@ def report(
         Feature("inbound connections", State.DEGRADED, "judged by source address only"),
         Feature("kernel headers", State.ACTIVE, "of the running kernel")
         if not headers
-        else Feature("kernel headers", State.ACTIVE, f"borrowed from {Path(headers).name}: no kernel structure is read"),
+        else Feature("kernel headers", State.ACTIVE, f"borrowed: {Path(headers).name} (no kernel structure is read)"),
         Feature("notice of policy changes", State.DEGRADED, "polling: the system gives no more file watches")
         if polling
         else Feature("notice of policy changes", State.ACTIVE),
-        Feature("resolvers that no policy cuts off", State.ACTIVE, f"{resolvers} of resolv.conf")
-        if resolvers
-        else Feature("resolvers that no policy cuts off", State.ABSENT, "resolv.conf names none, or the configuration says no"),
+        _spared("resolvers that no policy cuts off", resolvers, "resolv.conf names none, or the configuration says no"),
+        _spared("git remote that no policy cuts off", remotes, "the policy has none, or its name does not resolve"),
     ]  # fmt: skip
 
 
@@ -63,6 +62,10 @@ def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:
     if generic:
         return Feature(name, State.DEGRADED, f"generic, after the driver, on {', '.join(generic)}")
     return Feature(name, State.ACTIVE)
+
+
+def _spared(name: str, count: int, why: str) -> Feature:
+    return Feature(name, State.ACTIVE, f"{count} addresses") if count else Feature(name, State.ABSENT, why)
 
 
 def text(features: list[Feature]) -> str:

@@ -33,7 +33,7 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.alerts.sink import Sink
 from engine.alerts.terminal import TerminalSink
 from engine.alerts.webhook import WebhookSink
-from engine.config import Config, EvaluatorKind, Maps
+from engine.config import Config, EvaluatorKind, Maps, NeverDeny
 from engine.config import Mode as ConfigMode
 from engine.errors import EvaluatorError, PolicyError, SallyportError, StateError, UsageError
 from engine.kernel.gate import KernelGate
@@ -62,6 +62,7 @@ from engine.runtime.orders import Order as PersonsOrder
 from engine.runtime.orders import Orders, resolvers
 from engine.runtime.owners import Owners
 from engine.runtime.reload import Switch
+from engine.runtime.remotes import remotes
 from engine.runtime.statefiles import StateDir
 from engine.runtime.telling import Telling
 from engine.runtime.users import Users
@@ -239,11 +240,9 @@ class Supervisor:
         """Put everything in force. The switch to the configured mode is the last write but the generation's."""
         loop = asyncio.get_running_loop()
         force = self._gatekeeper.force
-        self._never_deny = (
-            *self._config.never_denied(),
-            *(_system_resolvers() if self._config.dns.from_resolv_conf else ()),
-        )
-        self._orders.start(self._never_deny)
+        spared = _system_resolvers() if self._config.dns.from_resolv_conf else ()
+        places = await remotes(self._folder) if self._config.management.git_remote else ()
+        self._orders.start((*self._config.never_denied(), *spared, *places))
         force.begin()
         if not self._restored:
             force.deny_sources(policy.source_deny)
@@ -261,7 +260,7 @@ class Supervisor:
         self._features = features.report(
             xdp=self._loaded.xdp, interfaces=self._loaded.interfaces, cgroup=self._config.cgroup or self._cgroup_mount,
             mount=self._cgroup_mount, headers=self._loaded.headers, cuts=self._diag.can_destroy(),
-            polling=self._watcher.polling, resolvers=len(self._never_deny) - len(self._config.never_denied()),
+            polling=self._watcher.polling, resolvers=len(spared), remotes=len(places),
         )  # fmt: skip
         print(features.text(self._features), file=sys.stderr, end="", flush=True)
         self._control = ControlServer(self._state.control, self._command)
@@ -586,7 +585,7 @@ def _open_bits(posture: Posture) -> int:
     return int(sum(bit for condition, bit in bits.items() if posture[condition].passes))
 
 
-def _system_resolvers() -> tuple[Any, ...]:
+def _system_resolvers() -> tuple[NeverDeny, ...]:
     try:
         return resolvers(Path("/etc/resolv.conf").read_text())
     except OSError:
