@@ -170,7 +170,7 @@ def _content(path: Path, root: Path, findings: list[Finding]) -> bytes | None:
             refuse("the link leaves the policy folder", "put the file itself into the folder")
             return None
         # O_NONBLOCK: opening a FIFO must not hang a reload.
-        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

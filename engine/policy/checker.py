@@ -137,9 +137,19 @@ def _network(item: object) -> Network | None:
     return network
 
 
+def guarded(request: Examine) -> Report:
+    """Examine; a failure of the check itself refuses the policy and says so, instead of looking like a crash."""
+    try:
+        return examine(request)
+    except (Exception, RecursionError) as error:  # noqa: BLE001 - whatever it is, the policy does not come into force
+        words = f"the check itself failed: {type(error).__name__}: {error}"
+        finding = Finding(".", 0, 0, words, "this is a fault of the check; try with fewer files to find what it is")
+        return Report([finding], [], None, [], [])
+
+
 def main() -> None:
     connection, cpu_seconds = limited(sys.argv)
-    serve(connection, cpu_seconds, Examine, examine)
+    serve(connection, cpu_seconds, Examine, guarded)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from opa_client import AsyncOpaClient
 from opa_client.errors import ConnectionsError, DeletePolicyError, PatchDataError, RegoParseError
 
-from engine.errors import EvaluatorError
+from engine.errors import ConfigError, EvaluatorError
 from engine.policy.bundle import Bundle
 from engine.policy.embedded import to_answer
 from engine.policy.evaluator import Answer, Question, failed
@@ -41,7 +42,8 @@ _CLIENT_ERRORS = (
 
 
 class OpaEvaluator:
-    """`host` and `port` of a server to use, with its `token` and `tls`; without a host, one is started with `binary`.
+    """`url` of a server to use (`http://host:port` or https, no path) with its `token`; without, one is started with
+    the program `binary`. Raises ConfigError for an unusable url.
 
     `timeout`: seconds for a call. `restarts` counts servers of our own that ended and were started again.
     """
@@ -51,14 +53,13 @@ class OpaEvaluator:
     def __init__(
         self,
         *,
-        host: str = "",
-        port: int = 8181,
+        url: str = "",
         token: str = "",
-        tls: bool = False,
         binary: str = "opa",
         timeout: float = 0.5,
     ) -> None:
-        self._host, self._port, self._token, self._tls = host, port, token, tls
+        self._host, self._port, self._tls = _split(url) if url else ("", 0, False)
+        self._token = token
         self._binary = binary
         self._timeout = timeout
         self._server: OpaServer | None = None
@@ -200,6 +201,21 @@ class OpaEvaluator:
 
 
 _FAILED = "the rule failed in OPA (a built-in function refused its arguments, or two rules conflict)"
+
+
+def _split(url: str) -> tuple[str, int, bool]:
+    """Return host, port and whether TLS is used; the client knows no path, user or query."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    tls = parts.scheme == "https"
+    plain = not (parts.query or parts.fragment or parts.username or parts.password) and parts.path in ("", "/")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise ConfigError(f"{url} is no address of an OPA server", hint="write http://host:port or https://host:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return host, port or (443 if tls else 8181), tls
 
 
 async def _ended(server: OpaServer | None, client: AsyncOpaClient | None) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.policy import warmup
-from engine.policy.bundle import read
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Question
 from engine.policy.opa import OpaEvaluator
-from engine.policy.prepare import parse_and_check
 from tests.support.lints import DATA, LINTS, WIDE
-from tests.support.policies import rule, write_folder
+from tests.support.policies import rule, statically, write_folder
 
 LIBRARY = Path(__file__).parents[3] / "policies"
 
@@ -22,8 +20,7 @@ def answered(folder: Path, inputs: int) -> list[tuple[Question, Answer, Answer]]
     """Return (question, embedded answer, OPA answer) for generated inputs of every rule of a folder."""
 
     async def main() -> list[tuple[Question, Answer, Answer]]:
-        bundle = read(folder)
-        checked = await parse_and_check(bundle)
+        bundle, checked = statically(folder)
         assert checked.errors == ()
         questions = [
             Question(rule.name, document)

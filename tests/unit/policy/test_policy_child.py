@@ -232,10 +232,10 @@ def test_a_child_that_speaks_out_of_turn_is_not_believed() -> None:
         child = await Child.start()
         try:
             with pytest.raises(ChildError, match="another question"):
-                await child.request(Query([]), _Other, 10.0)
+                await child.request(Query([]), Ready, 10.0)
         finally:
             await child.end()
 
-    from engine.policy.frames import Ready as _Other
+    from engine.policy.frames import Ready
 
     asyncio.run(main())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import EvaluatorError
+from engine.errors import ConfigError, EvaluatorError
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Evaluator, Question
 from engine.policy.opa import OpaEvaluator
@@ -259,7 +259,7 @@ def test_opa_needs_its_program(write: Write) -> None:
 def test_opa_asks_for_its_token(write: Write) -> None:
     async def stranger(evaluator: Any) -> Answer:
         server = evaluator._server
-        other = OpaEvaluator(host="127.0.0.1", port=server.port, token="wrong")  # noqa: S106 - that it is wrong is the point
+        other = OpaEvaluator(url=f"http://127.0.0.1:{server.port}", token="wrong")  # noqa: S106 - that it is wrong is the point
         with pytest.raises(EvaluatorError):
             await other.load(*evaluator._loaded)
         (answer,) = await evaluator.evaluate([Question("one", {"dest": DEST})])
@@ -277,7 +277,7 @@ def test_a_given_opa_server_is_used_and_cleaned_of_the_policy_before(tmp_path: P
 
     async def share(evaluator: Any) -> list[Answer]:
         server = evaluator._server
-        other = OpaEvaluator(host="127.0.0.1", port=server.port, token=server.token, timeout=5.0)
+        other = OpaEvaluator(url=f"http://127.0.0.1:{server.port}", token=server.token, timeout=5.0)
         found = []
         try:
             for number, files in enumerate(folders):
@@ -292,3 +292,28 @@ def test_a_given_opa_server_is_used_and_cleaned_of_the_policy_before(tmp_path: P
     folder = write_folder(tmp_path / "own", {"sallyport.rego": 'package sallyport\n\ndecision := "deny"\n'})
     # The server's own modules go too: it holds one policy.
     assert ask(OpaEvaluator, folder, share) == [Answer(deny=("left behind",)), Answer(deny=("second",))]
+
+
+@pytest.mark.parametrize(
+    "url", ["opa.example:8181", "ftp://opa.example", "http://", "http://a/path", "http://u:p@a", "http://a:port"]
+)
+def test_an_address_that_is_no_opa_server_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="no address of an OPA server"):
+        OpaEvaluator(url=url)
+
+
+def test_decisions_do_not_go_through_a_proxy(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    folder = write({"one.rego": rule('deny contains "d"')})
+    (answer,) = ask(
+        lambda: OpaEvaluator(timeout=5.0), folder, lambda it: it.evaluate([Question("one", {"dest": DEST})])
+    )
+    assert answer == Answer(deny=("d",))
+
+
+def test_an_opa_server_that_is_not_there_is_an_error_at_load_and_no_answer_later(write: Write) -> None:
+    bundle, checked = statically(write({"one.rego": rule('allow contains "a"')}))
+    with pytest.raises(EvaluatorError, match="OPA did not"):
+        asyncio.run(OpaEvaluator(url="http://127.0.0.1:9").load(bundle, checked.rules))
