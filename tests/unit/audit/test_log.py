@@ -195,6 +195,9 @@ def test_the_queue_is_bounded_in_bytes_too(open_log) -> None:
     while log.append(note("command", text="x" * 500)) is not None:
         assert log.state.queued < 7
     assert log.state.lost == 1
+    for _ in range(8):
+        assert log.commit()
+        assert log.append(note("command", text="x" * 500)) is not None, "what was written makes room"
     log.close()
 
 
