@@ -300,7 +300,7 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 				event->name_length = s->hello.name_length;
 				event->pad = 0;
 				__builtin_memcpy(event->name, s->name_key.name, NAME_KEY_BYTES);
-				events.ringbuf_submit(event, 0);
+				events.ringbuf_submit(event, passes ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 			} else {
 				count(COUNT_LOST_EVENT);
 			}
@@ -309,7 +309,7 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 
 			if (event) {
 				fill_event(event, r, entry, origin, stage);
-				events.ringbuf_submit(event, 0);
+				events.ringbuf_submit(event, passes ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 			} else {
 				count(COUNT_LOST_EVENT);
 			}
@@ -869,7 +869,7 @@ static inline __attribute__((always_inline)) int refused(struct config *c, const
 	event->verdict_id = entry->id;
 	event->verdict = entry->verdict;
 	event->origin = origin;
-	events.ringbuf_submit(event, 0);
+	events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 	return 1;
 }
 

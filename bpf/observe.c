@@ -2,7 +2,7 @@
 /*
  * What sockets and processes do, told through one ring.
  *
- *   observe_sockops   sock_ops         open, established, close with bytes, duration, retransmits; marks inbound sockets
+ *   observe_sockops   sock_ops         open, close with bytes, duration, retransmits; marks inbound sockets
  *   observe_exec      raw tracepoint   sched_process_exec: the executable of this process is unknown from now on
  *   observe_exit      raw tracepoint   sched_process_exit: and gone
  *
@@ -34,6 +34,7 @@ __attribute__((section("maps/ringbuf:" SALLYPORT_PINS "/events"))) struct events
 
 #define SOCKET_COOKIE(context) (((__u64(*)(void *))BPF_FUNC_get_socket_cookie)(context))
 #define STATE_CLOSE 7
+#define QUIETLY BPF_RB_NO_WAKEUP
 
 static inline __attribute__((always_inline)) void lost(void)
 {
@@ -107,7 +108,7 @@ static inline __attribute__((always_inline)) void tell(struct bpf_sock_ops *ctx,
 		event->opened = state->opened;
 		event->flags = state->flags;
 	}
-	events.ringbuf_submit(event, 0);
+	events.ringbuf_submit(event, QUIETLY);
 }
 
 int observe_sockops(struct bpf_sock_ops *ctx)
@@ -127,10 +128,6 @@ int observe_sockops(struct bpf_sock_ops *ctx)
 			state->opened = bpf_ktime_get_ns();
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 		tell(ctx, state, EVENT_OPEN, 0);
-		break;
-	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		state = sockets.sk_storage_get(sk, 0, 0);
-		tell(ctx, state, EVENT_ESTABLISHED, 0);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -168,7 +165,7 @@ static inline __attribute__((always_inline)) void tell_process(__u32 type, __u64
 	event->identity.uid = (__u32)bpf_get_current_uid_gid();
 	event->identity.cgroup = bpf_get_current_cgroup_id();
 	event->identity.exec_stamp = now;
-	events.ringbuf_submit(event, 0);
+	events.ringbuf_submit(event, type == EVENT_EXEC ? BPF_RB_FORCE_WAKEUP : QUIETLY);
 }
 
 /* The image has been replaced: what the process was says nothing any more, and nothing may stand on it. */

@@ -311,7 +311,6 @@ struct strategy_key {
 
 enum event_type {
 	EVENT_OPEN = 1,
-	EVENT_ESTABLISHED = 2,
 	EVENT_CLOSE = 3,
 	EVENT_EXEC = 4,
 	EVENT_EXIT = 5,
@@ -320,6 +319,9 @@ enum event_type {
 	EVENT_REFUSED = 8,
 };
 
+/* An event wakes the engine at once only where something waits for it: a new image, a socket to end. The others are
+ * read when the engine looks (EVENT_LOOK in engine/runtime/supervisor.py): a wake-up for each would cost the very
+ * connections that the kernel decides alone. */
 struct event_header {
 	__u64 time;
 	__u32 type;
@@ -332,7 +334,7 @@ struct process_event {
 	struct identity identity;
 };
 
-/* EVENT_OPEN, EVENT_ESTABLISHED, EVENT_CLOSE: TCP sockets. Byte counts are of sequence space: the SYN and, once
+/* EVENT_OPEN, EVENT_CLOSE: TCP sockets. Byte counts are of sequence space: the SYN and, once
  * acknowledged, the FIN count one each; old_state tells the engine which. */
 struct socket_event {
 	struct event_header header;

@@ -98,7 +98,6 @@ class FlowFlag(IntFlag):
 
 class EventType(IntEnum):
     OPEN = 1
-    ESTABLISHED = 2
     CLOSE = 3
     EXEC = 4
     EXIT = 5
