@@ -141,6 +141,7 @@ def test_flags_stand_above_the_file_and_the_file_above_the_default(tmp_path: Pat
     assert config.mode is Mode.OBSERVE
     assert config.state_dir == Path("/tmp/state")
     assert config.evaluator is EvaluatorKind.OPA
+    assert config_file.load(file, Flags(mode=Mode.OBSERVE)).interfaces == ("eth0",)
     assert config_file.load(None) == Config.default()
 
 

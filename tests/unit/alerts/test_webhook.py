@@ -131,6 +131,14 @@ def test_one_connection_serves_many_alerts(start_receiver: Start) -> None:
     assert receiver.connections == 1
 
 
+def test_a_kept_connection_that_the_receiver_closed_costs_no_pause(start_receiver: Start) -> None:
+    receiver = start_receiver("slam", "slam", 204)
+    target = sink(receiver)
+    asyncio.run(deliver(target, alert("0"), alert("1"), alert("2")))
+    assert receiver.summaries() == ["0", "1", "2"]
+    assert target.retries == 0
+
+
 def test_a_receiver_checks_the_signature_with_the_standard_scheme(start_receiver: Start) -> None:
     receiver = start_receiver()
     key = os.urandom(32)

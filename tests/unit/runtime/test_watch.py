@@ -132,7 +132,7 @@ def test_reading_the_policy_is_no_change(folder: Path) -> None:
     async def story(watcher: PolicyWatcher) -> None:
         for _ in range(20):
             (folder / "data.json").read_text()
-            os.listdir(folder / "rules")
+            snapshot.take(folder, None)
         (folder / "data.json").write_text("[]\n")
         assert (await change(watcher)).files == ("data.json",)
 
@@ -157,11 +157,15 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: Path) 
 
 
 def test_a_folder_put_in_the_place_of_another_is_watched_instead(folder: Path, tmp_path: Path) -> None:
-    async def story(watcher: PolicyWatcher) -> None:
-        other = tmp_path / "other"
+    other = tmp_path / "other"
+
+    def replace() -> None:
         make(other, "o.rego", "package o\n")
         folder.rename(tmp_path / "old")
         other.rename(folder)
+
+    async def story(watcher: PolicyWatcher) -> None:
+        replace()
         told: set[str] = set()
         while "o.rego" not in told:
             told |= set((await change(watcher)).files)
@@ -260,6 +264,9 @@ def test_a_folder_deep_in_a_linked_work_tree_finds_its_git_folder(work_tree: Pat
         git(linked, "commit", "-q", "--allow-empty", "-m", "empty")
         told = await change(watcher)
         assert (told.files, told.head) == ((), git(linked, "rev-parse", "HEAD"))
+        first = git(work_tree, "rev-parse", "main")
+        git(work_tree, "update-ref", "refs/heads/linked", first)
+        assert (await change(watcher)).head == first
 
     watch(policy, story)
 
