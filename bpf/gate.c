@@ -333,9 +333,18 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 	return TC_ACT_SHOT;
 }
 
+/* What passes without having been read may have been the start of the stream: from now on no payload of this flow may
+ * be taken for it, or a hello in the middle would be believed. */
+static inline __attribute__((always_inline)) void passed_unread(struct run *r)
+{
+	if (r->state && r->s->packet.length)
+		r->state->flags |= FLOW_PAYLOAD_PASSED;
+}
+
 static inline __attribute__((always_inline)) int posture(struct run *r)
 {
 	if (r->s->observe || (r->config->open & r->s->condition)) {
+		passed_unread(r);
 		count(COUNT_PASSED_POSTURE);
 		return TC_ACT_UNSPEC;
 	}
@@ -618,6 +627,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 
 	if ((r->config->present & PRESENT_NEVER_DENY) &&
 	    destination(&s->destination, DESTINATION_NEVER_DENY, p->tuple.transport, p->tuple.dport, p->tuple.dst)) {
+		passed_unread(r);
 		count(COUNT_PASSED_NEVER_DENY);
 		return OUTCOME_PASS;
 	}
@@ -654,6 +664,10 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
 	}
 
+	/* A socket lives longer than a strategy: no packet is observed by the word that stood for the one before. */
+	s->observe = r->config->mode == MODE_OBSERVE;
+	if (r->state)
+		r->state->flags &= ~FLOW_OBSERVE;
 	if (r->config->present & (PRESENT_STRATEGY_DEST | PRESENT_STRATEGY_ID)) {
 		entry = strategy(r->config->present, who, &s->destination, p->tuple.transport, p->tuple.dport,
 				 p->tuple.dst);
