@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,9 +41,7 @@ class OpaServer:
     @classmethod
     async def start(cls, binary: str = "opa") -> OpaServer:
         """Start a server. Raises EvaluatorError when there is no usable opa."""
-        found = shutil.which(binary)
-        if found is None:
-            raise EvaluatorError(f"there is no program named {binary}", hint="install opa, or use --evaluator embedded")
+        found = find_program(binary)
         token = secrets.token_urlsafe(32)
         with tempfile.TemporaryDirectory(prefix="sallyport-opa-") as directory:
             policy = Path(directory) / "authz.rego"
@@ -82,6 +81,18 @@ class OpaServer:
         if self._process.poll() is None:
             self._process.kill()
         await asyncio.to_thread(self._process.wait)
+
+
+def find_program(binary: str) -> str:
+    """Return the path of opa: beside the engine's own Python, where `make setup` puts it, else from PATH.
+
+    Raises EvaluatorError when there is none.
+    """
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(binary, path=beside) or shutil.which(binary)
+    if found is None:
+        raise EvaluatorError(f"there is no program named {binary}", hint="install opa, or use --evaluator embedded")
+    return found
 
 
 def _spawn(binary: str, policy: Path) -> subprocess.Popen[bytes]:

@@ -7,7 +7,6 @@ skipped; undefined and false fail; an error is an error, so that a test cannot p
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 from engine.errors import EvaluatorError, PolicyError
 from engine.policy.bundle import Bundle
 from engine.policy.frames import Load, Queried, Query, Ready
+from engine.policy.opa_server import find_program
 from engine.policy.process import Child, ChildError
 from engine.policy.syntax import ParsedModule
 
@@ -138,11 +138,8 @@ def _one_line(words: str) -> str:
 
 async def run_opa(folder: Path, binary: str = "opa") -> list[TestResult]:
     """Run the real `opa test` on the folder. Raises EvaluatorError without opa, PolicyError when it cannot load."""
-    found = shutil.which(binary)
-    if found is None:
-        raise EvaluatorError(f"there is no program named {binary}", hint="install opa, or use --evaluator embedded")
     process = await asyncio.create_subprocess_exec(
-        found, "test", "--format", "json", "--ignore", ".*", ".",
+        find_program(binary), "test", "--format", "json", "--ignore", ".*", ".",
         cwd=folder, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

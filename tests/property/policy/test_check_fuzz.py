@@ -15,15 +15,8 @@ from engine.policy.interpreter import InterpreterError, parse
 LIBRARY = Path(__file__).parents[3] / "policies"
 TEXTS = [path.read_text() for path in sorted(LIBRARY.rglob("*.rego"))]
 TOKENS = [re.findall(r"\s+|\w+|[^\w\s]", text) for text in TEXTS]
-WORDS = [*sorted({token for tokens in TOKENS for token in tokens}), "input", "data", "not", "every", "walk", "with", "as"]
-    "input",
-    "data",
-    "not",
-    "every",
-    "walk",
-    "with",
-    "as",
-]
+KEYWORDS = ["input", "data", "not", "every", "walk", "with", "as"]
+WORDS = [*sorted({token for tokens in TOKENS for token in tokens}), *KEYWORDS]
 
 
 @st.composite

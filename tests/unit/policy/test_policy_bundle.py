@@ -12,6 +12,7 @@ import pytest
 
 from engine.policy.bundle import MAX_REGO_BYTES, read
 from engine.policy.findings import PolicyRefusedError
+from engine.policy.opa_server import find_program
 from tests.support.policies import Write, rule
 
 
@@ -41,7 +42,10 @@ def test_data_is_where_opa_puts_it(write: Write) -> None:
     )
     bundle = read(folder)
     run = subprocess.run(
-        ["opa", "eval", "--ignore", ".*", "-f", "raw", "-d", ".", "data"], cwd=folder, capture_output=True, check=True
+        [find_program("opa"), "eval", "--ignore", ".*", "-f", "raw", "-d", ".", "data"],
+        cwd=folder,
+        capture_output=True,
+        check=True,
     )
     by_opa = json.loads(run.stdout)
     del by_opa["sallyport"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from engine.errors import ConfigError, EvaluatorError
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Evaluator, Question
 from engine.policy.opa import OpaEvaluator
+from engine.policy.opa_server import find_program
 from tests.support.policies import Write, rule, statically, stop, write_folder
 
 DEST = {"address": "192.0.2.1", "port": 443, "transport": "tcp", "locality": "public"}
@@ -317,3 +319,13 @@ def test_an_opa_server_that_is_not_there_is_an_error_at_load_and_no_answer_later
     bundle, checked = statically(write({"one.rego": rule('allow contains "a"')}))
     with pytest.raises(EvaluatorError, match="OPA did not"):
         asyncio.run(OpaEvaluator(url="http://127.0.0.1:9").load(bundle, checked.rules))
+
+
+def test_opa_is_found_beside_the_engines_python_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "opa"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert find_program("opa") == str(program)
+    program.unlink()
+    assert find_program("sh").endswith("/sh")

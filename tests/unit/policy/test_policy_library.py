@@ -21,6 +21,7 @@ from engine.policy.evaluator import Question
 from engine.policy.evaluators import NAMES, factory
 from engine.policy.interpreter import Interpreter, InterpreterError
 from engine.policy.opa import OpaEvaluator
+from engine.policy.opa_server import find_program
 from engine.policy.prepare import Policy, prepare
 from engine.policy.regotest import run_opa
 from engine.policy.schema import LOCALITIES, SCHEMA, WEEKDAYS, json_schema
@@ -31,7 +32,9 @@ RULES = sorted(path.name for path in (LIBRARY / "rules").iterdir())
 
 
 def opa(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["opa", *words], cwd=LIBRARY.parent, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [find_program("opa"), *words], cwd=LIBRARY.parent, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(
