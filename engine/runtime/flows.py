@@ -19,9 +19,10 @@ from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import StreamAssembler
 
 FlowId = tuple[Tuple, int]
+NO_HELLO = Hello()
 
 
-@dataclass
+@dataclass(slots=True)
 class Waiting:
     """Held frames of one flow, oldest first, and the reading of its first payload so far."""
 
@@ -37,7 +38,11 @@ class Waiting:
     """A decision is on its way; frames only queue."""
 
 
-@dataclass
+IDLE = Waiting()
+"""Of every flow that has nothing waiting: tens of thousands of them share it, and nothing is ever put into it."""
+
+
+@dataclass(slots=True)
 class Flow:
     """One flow. `exe` 0 while unknown; `name` and `hello` are what its first payload said, once it said it."""
 
@@ -45,7 +50,7 @@ class Flow:
     held: Held
     exe: int = 0
     name: Name | None = None
-    hello: Hello = field(default_factory=Hello)
+    hello: Hello = field(default_factory=lambda: NO_HELLO)
     facts: Facts | None = None
     decision: Decision | None = None
     generation: int = 0
@@ -53,7 +58,7 @@ class Flow:
     verdict_id: int = 0
     by_person: bool = False
     """A person's word passed it, not the policy: a reload does not ask again."""
-    waiting: Waiting = field(default_factory=Waiting)
+    waiting: Waiting = field(default_factory=lambda: IDLE)
 
     @property
     def id(self) -> FlowId:

@@ -30,7 +30,7 @@ from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import Outcome, StreamAssembler
 from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import FLOW_ONLY, Numbers, reach
-from engine.runtime.flows import Flow, FlowTable, Waiting
+from engine.runtime.flows import IDLE, Flow, FlowTable, Waiting
 from engine.runtime.force import Force, Installed
 from engine.runtime.identify import Identifier, transport_of
 from engine.runtime.journal import Journal
@@ -140,9 +140,10 @@ class Gatekeeper:
             self.counts.discarded += 1
 
     def _room(self, flow: Flow, frame: bytes) -> bool:
-        """Bound what one flow may have waiting. A full flow is judged with what was read of it: not whole."""
+        """Bound what one flow may have waiting beyond its first frame, which segmentation offload makes as long as it
+        likes. A full flow is judged with what was read of it: not whole."""
         waiting = flow.waiting
-        if waiting.bytes + len(frame) <= self._bounds.bytes:
+        if not waiting.frames or waiting.bytes + len(frame) <= self._bounds.bytes:
             return True
         self.counts.discarded += 1
         if waiting.judging is None:
@@ -150,9 +151,9 @@ class Gatekeeper:
         return False
 
     def _queue(self, flow: Flow, frame: bytes) -> None:
+        if flow.waiting is IDLE:
+            flow.waiting = Waiting(since=flow.held.time)
         waiting = flow.waiting
-        if not waiting.frames:
-            waiting.since = flow.held.time
         waiting.frames.append(frame)
         waiting.bytes += len(frame)
 
@@ -246,6 +247,8 @@ class Gatekeeper:
     # ---- judging
 
     def _start(self, flow: Flow, stage: Stage, event: Event) -> None:
+        if flow.waiting is IDLE:
+            flow.waiting = Waiting(since=flow.held.time)
         flow.waiting.judging = stage
         if flow.waiting.timer is not None:
             flow.waiting.timer.cancel()
@@ -367,7 +370,7 @@ class Gatekeeper:
             waiting.judging = None
             self._read_again(flow)
         else:
-            flow.waiting = Waiting()
+            flow.waiting = IDLE
             if decision.verdict is Verdict.ALLOW or observed:
                 for frame in waiting.frames:
                     self._release(flow, frame)
@@ -424,9 +427,10 @@ class Gatekeeper:
 
     def tell(self, flow: Flow, decision: Decision, stage: Stage, *, observed: bool, held_ns: int = 0) -> None:
         """Journal a decision about a flow, and alert on a refusal."""
-        facts = flow.facts
-        if facts is None:
-            return
+        facts = flow.facts or self._identifier.outline(
+            Event.CONNECT if stage is Stage.CONNECT else Event.PAYLOAD, flow.tuple, flow.held.identity,
+            flow.name or Name("", NameState.UNSEEN),
+        )  # fmt: skip
         self._journal.decision(facts, decision, stage, observed=observed, held_ns=held_ns, cookie=flow.held.cookie)
         if not decision.verdict.passes:
             self.violation(facts, decision.verdict, decision.reasons, observed=observed)

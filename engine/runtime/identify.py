@@ -34,13 +34,14 @@ from engine.runtime.identity import Identities
 from engine.runtime.users import Users
 
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_TRANSPORTS = {
+_TRANSPORTS: dict[int, Transport] = {
     socket.IPPROTO_TCP: Transport.TCP,
     socket.IPPROTO_UDP: Transport.UDP,
     socket.IPPROTO_ICMP: Transport.ICMP,
     socket.IPPROTO_ICMPV6: Transport.ICMP,
 }
 _CACHE = 4096
+_NO_CLOCK = Clock(0, "")
 
 
 def transport_of(number: int) -> Transport:
@@ -156,6 +157,21 @@ class Identifier:
         if self.ancestry:
             return procfs.process("/proc", tgid)
         return ProcessFacts(tgid, procfs.comm("/proc", tgid))
+
+    def outline(self, event: Event, flow: Tuple, identity: Identity, name: Name) -> Facts:
+        """Return what an alert or an entry shows of a flow that the kernel decided alone. The policy is never asked
+        with these: what costs a look at /proc is left out."""
+        record = self.identities.record(identity.exe) if identity.exe else None
+        return Facts(
+            event,
+            Direction.EGRESS,
+            self.dest(flow),
+            _NO_CLOCK,
+            exe=Exe(record.path if record else ""),
+            user=User(identity.uid if identity.tgid else -1),
+            name=name,
+            process=ProcessFacts(identity.tgid),
+        )
 
     def cgroup(self, number: int) -> Cgroup:
         return self._cgroups.lookup(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any
 
 from audit import ocsf
@@ -12,15 +13,16 @@ from engine.abi.numbers import EventType, FlowFlag, KernelVerdict, Origin
 from engine.abi.records import ProcessEvent, SocketEvent, Tuple, VerdictEvent
 from engine.model import net
 from engine.model.decision import Decision, Reason, Stage
-from engine.model.facts import Exe, Facts, Name
+from engine.model.facts import Facts, Name
 from engine.runtime.identify import Identifier, transport_of
 
+_OBSERVE, _INBOUND = int(FlowFlag.OBSERVE), int(FlowFlag.INBOUND)
 _VERDICT_WORDS = {
-    KernelVerdict.ALLOW: "allow",
-    KernelVerdict.DENY: "deny",
-    KernelVerdict.REJECT: "reject",
-    KernelVerdict.IGNORE: "allow",
+    int(KernelVerdict.ALLOW): "allow",
+    int(KernelVerdict.DENY): "deny",
+    int(KernelVerdict.REJECT): "reject",
 }
+_IGNORE = int(KernelVerdict.IGNORE)
 
 
 class Journal:
@@ -29,6 +31,8 @@ class Journal:
     def __init__(self, log: AuditLog, identifier: Identifier) -> None:
         self._log = log
         self._identifier = identifier
+        self._processes: dict[tuple[int, int, int, int], ocsf.Process] = {}
+        """What a process's numbers mean, for as long as there are few of them: a socket's events come in pairs."""
 
     @property
     def failing(self) -> bool:
@@ -59,9 +63,8 @@ class Journal:
 
     def verdict(self, event: VerdictEvent, name: Name, reasons: tuple[Reason, ...]) -> int | None:
         """A verdict that stands in the kernel met a flow."""
-        verdict = KernelVerdict(event.verdict)
-        word = _VERDICT_WORDS.get(verdict, "allow")
-        observed = bool(event.flags & FlowFlag.OBSERVE) and word != "allow"
+        word = _VERDICT_WORDS.get(event.verdict, "allow")
+        observed = bool(event.flags & _OBSERVE) and word != "allow"
         return self._log.append(
             ocsf.decision(
                 self._kernel_flow(event, name),
@@ -71,7 +74,7 @@ class Journal:
                 stage="payload" if event.stage else "connect",
                 reasons=_reasons(reasons) or ((Origin(event.origin).name.lower(), "a standing verdict"),),
                 cached=True,
-                ignored=verdict is KernelVerdict.IGNORE,
+                ignored=event.verdict == _IGNORE,
                 time_ns=_wall(event.time),
                 kind="flow",
             )
@@ -85,7 +88,7 @@ class Journal:
             event.tuple,
             event.cookie,
             self._process(identity.tgid, identity.exe, identity.uid, identity.cgroup),
-            "ingress" if event.flags & FlowFlag.INBOUND else "egress",
+            "ingress" if event.flags & _INBOUND else "egress",
         )
         if event.type == EventType.CLOSE:
             return self._log.append(
@@ -120,11 +123,21 @@ class Journal:
     def _process(self, tgid: int, exe: int, uid: int, cgroup: int) -> ocsf.Process | None:
         if not tgid:
             return None
+        key = (tgid, exe, uid, cgroup)
+        known = self._processes.get(key)
+        if known is not None:
+            return known
+        if len(self._processes) >= _PROCESSES:
+            self._processes.clear()
         record = self._identifier.identities.record(exe) if exe else None
-        return _process_of(self._identifier, tgid, Exe(record.path if record else ""), uid, cgroup)
+        made = _process_of(self._identifier, tgid, record.path if record else "", uid, cgroup)
+        if exe and made.cgroup:
+            self._processes[key] = made
+        return made
 
 
-_BOOT_OFFSET_SECONDS = 60.0
+_PROCESSES = 4096
+_OFFSET_SECONDS = 60.0
 
 
 class _Wall:
@@ -138,27 +151,32 @@ class _Wall:
         now = time.monotonic()
         if now >= self._until:
             self._offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            self._until = now + _BOOT_OFFSET_SECONDS
+            self._until = now + _OFFSET_SECONDS
         return monotonic + self._offset
 
 
 _wall = _Wall()
 
 
+@lru_cache(maxsize=4096)
+def _address(key: bytes) -> str:
+    return "" if key == bytes(16) else str(net.from_key(key))
+
+
 def _reasons(reasons: tuple[Reason, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((reason.rule, reason.message) for reason in reasons)
 
 
-def _process_of(identifier: Identifier, tgid: int, exe: Exe, uid: int, cgroup: int) -> ocsf.Process:
+def _process_of(identifier: Identifier, tgid: int, path: str, uid: int, cgroup: int) -> ocsf.Process:
     where = identifier.cgroup(cgroup)
-    return ocsf.Process(tgid, "", exe.path, uid, identifier.user(uid).name, where.path, where.unit, where.container)
+    return ocsf.Process(tgid, "", path, uid, identifier.user(uid).name, where.path, where.unit, where.container)
 
 
 def _tuple_flow(
     identifier: Identifier, flow: Tuple, cookie: int, process: ocsf.Process | None, direction: str
 ) -> ocsf.Flow:
     dest = identifier.dest(flow)
-    src = "" if flow.src == bytes(16) else str(net.from_key(flow.src))
+    src = _address(flow.src)
     return ocsf.Flow(
         src, flow.sport, dest.address, flow.dport, transport_of(flow.transport).value, direction,
         locality=dest.locality, cookie=str(cookie) if cookie else "", process=process,
