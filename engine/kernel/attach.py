@@ -146,30 +146,28 @@ def _xdp(ip: IPRoute, index: int) -> tuple[int, int]:
     return _XDP_GENERIC if generic else _XDP_NATIVE, int(xdp.get_attr("IFLA_XDP_PROG_ID"))
 
 
-def attach_xdp(index: int, program: int, mode: str, old: int | None, ours: frozenset[int]) -> str:
-    """Attach at XDP; return "native" or "generic".
+def standing_xdp(index: int, ours: frozenset[int]) -> bool:
+    """Is our XDP program attached? InterfaceError when somebody else's is."""
+    with _netlink("look at XDP") as ip:
+        standing = _xdp(ip, index)[1]
+        if standing and standing not in ours:
+            name = ip.get_links(index)[0].get_attr("IFLA_IFNAME")
+            raise InterfaceError(
+                f"Interface {name} already has an XDP program that is not ours",
+                hint=f'Remove it (ip link set {name} xdp off), or set mode = "off" in [xdp] of the configuration.',
+            )
+        return bool(standing)
+
+
+def attach_xdp(index: int, program: int, mode: str) -> str:
+    """Attach where nothing is attached; return "native" or "generic".
 
     `mode` auto: native where the driver can, but generic on veth, where a native program switches segmentation
-    offload off at the peer and hides the sending socket. `old` is the fd of the program to be replaced.
+    offload off at the peer and hides the sending socket.
     """
     with _netlink("attach the XDP program") as ip:
-        link = ip.get_links(index)[0]
-        info = link.get_attr("IFLA_LINKINFO")
+        info = ip.get_links(index)[0].get_attr("IFLA_LINKINFO")
         veth = info is not None and info.get_attr("IFLA_INFO_KIND") == "veth"
-        attached, standing = _xdp(ip, index)
-        if standing and standing not in ours:
-            raise InterfaceError(
-                f"Interface {link.get_attr('IFLA_IFNAME')} already has an XDP program that is not ours",
-                hint='Remove it (ip link set DEV xdp off) or run with xdp = "off" in the configuration.',
-            )
-        if standing:
-            # EXPECTED_FD without the REPLACE flag is ignored, and the flag without the fd is refused.
-            flags = attached | (_XDP_REPLACE if old is not None else 0)
-            attributes = [["IFLA_XDP_FD", program], ["IFLA_XDP_FLAGS", flags]]
-            if old is not None:
-                attributes.append(["IFLA_XDP_EXPECTED_FD", old])
-            ip.link("set", index=index, xdp={"attrs": attributes})
-            return "native" if attached == _XDP_NATIVE else "generic"
         tries = {"native": (_XDP_NATIVE,), "generic": (_XDP_GENERIC,)}.get(
             mode, (_XDP_GENERIC,) if veth else (_XDP_NATIVE, _XDP_GENERIC)
         )
@@ -182,6 +180,18 @@ def attach_xdp(index: int, program: int, mode: str, old: int | None, ours: froze
                 continue
             return "native" if chosen == _XDP_NATIVE else "generic"
     raise KernelError("No XDP mode could be attached")
+
+
+def replace_xdp(index: int, program: int, old: int | None) -> str:
+    """Put `program` in the place of ours, which `old` is the fd of; return the mode as attach_xdp does."""
+    with _netlink("replace the XDP program") as ip:
+        attached = _xdp(ip, index)[0]
+        # EXPECTED_FD without the REPLACE flag is ignored, and the flag without the fd is refused.
+        attributes = [["IFLA_XDP_FD", program], ["IFLA_XDP_FLAGS", attached | (_XDP_REPLACE if old is not None else 0)]]
+        if old is not None:
+            attributes.append(["IFLA_XDP_EXPECTED_FD", old])
+        ip.link("set", index=index, xdp={"attrs": attributes})
+        return "native" if attached == _XDP_NATIVE else "generic"
 
 
 def detach_xdp(index: int, ours: frozenset[int]) -> bool:

@@ -29,7 +29,6 @@ from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
 
-
 _OLDEST = (5, 10)
 
 
@@ -182,9 +181,9 @@ def _attach_all(
     attach.attach_filter(loaded.held_ifindex, attach.INGRESS, fds["gate_discard"], "gate_discard", ours)
     for name, index in loaded.interfaces.items():
         attach.attach_filter(index, attach.EGRESS, fds["gate_egress"], "gate_egress", ours)
-        if order.xdp != "off":
-            old = before.get("gate_ingress")
-            loaded.xdp[name] = attach.attach_xdp(index, fds["gate_ingress"], order.xdp, old, ours)
+        loaded.xdp[name] = "off"
+        if order.xdp != "off" and attach.standing_xdp(index, ours):
+            loaded.xdp[name] = attach.replace_xdp(index, fds["gate_ingress"], before.get("gate_ingress"))
 
 
 def _link_cgroup(pins: Pins, program: Program, fd: int, cgroup: int) -> None:

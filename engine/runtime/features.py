@@ -57,10 +57,10 @@ def report(
 
 def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:
     name = "source deny at XDP"
-    if not xdp:
-        return Feature(name, State.ABSENT, "switched off by the configuration")
     if generic:
         return Feature(name, State.DEGRADED, f"generic, after the driver, on {', '.join(generic)}")
+    if all(mode == "off" for mode in xdp.values()):
+        return Feature(name, State.ACTIVE, "attached while a source is denied: none is")
     return Feature(name, State.ACTIVE)
 
 

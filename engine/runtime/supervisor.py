@@ -33,7 +33,7 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.alerts.sink import Sink
 from engine.alerts.terminal import TerminalSink
 from engine.alerts.webhook import WebhookSink
-from engine.config import Config, EvaluatorKind, Maps, NeverDeny
+from engine.config import Config, EvaluatorKind, Maps, NeverDeny, XdpMode
 from engine.config import Mode as ConfigMode
 from engine.errors import EvaluatorError, PolicyError, SallyportError, StateError, UsageError
 from engine.kernel.gate import KernelGate
@@ -96,6 +96,7 @@ class Supervisor:
         self._cgroup_mount = find_mount(Path("/proc/self/mountinfo").read_text())
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._sources = asyncio.Lock()
         self._hangups: set[asyncio.Task[dict[str, Any]]] = set()
         self._problems: dict[str, str] = {}
         self._seen: dict[Counter, int] = {}
@@ -253,6 +254,7 @@ class Supervisor:
         self._gate.beat()
         self._set_present(self._orders.present())
         self._gate.set_generation(force.number)
+        await self._follow_sources()
         self._log_generation(force.number, force.policy.bundle)
         loop.add_reader(self._hold.fileno(), self._on_frames)
         loop.add_reader(self._ring.fd, self._on_events)
@@ -260,12 +262,9 @@ class Supervisor:
         self._watcher = PolicyWatcher(self._folder)
         await self._watcher.start()
         self._periodic.append(loop.create_task(self._follow_policy()))
-        self._features = features.report(
-            xdp=self._loaded.xdp, interfaces=self._loaded.interfaces, cgroup=self._config.cgroup or self._cgroup_mount,
-            mount=self._cgroup_mount, headers=self._loaded.headers, cuts=self._diag.can_destroy(),
-            polling=self._watcher.polling, resolvers=len(spared), remotes=len(places),
-        )  # fmt: skip
-        print(features.text(self._features), file=sys.stderr, end="", flush=True)
+        self._spared = (len(spared), len(places))
+        self._cuts = self._diag.can_destroy()
+        print(features.text(self._features()), file=sys.stderr, end="", flush=True)
         self._control = ControlServer(self._state.control, self._command)
         await self._control.start()
         for number, action in (
@@ -365,8 +364,11 @@ class Supervisor:
                 if counter in LOSSES and value > before:
                     self._loss(value - before, f"kernel: {counter.name.lower()}")
             self._gatekeeper.force.sweep()
-            for order in self._orders.expire():
+            expired = self._orders.expire()
+            for order in expired:
                 self._journal.note("command", action="expired", **asdict(order))
+            if expired:
+                await self._follow_sources()
             if self._identities.last_id != written:
                 written = self._identities.last_id
                 with contextlib.suppress(StateError):
@@ -435,6 +437,7 @@ class Supervisor:
                 self._problem("policy", f"the policy could not be put in force: {error.message}", Kind.POLICY_BROKEN)
                 return {"applied": False, "number": old.number, "error": error.diagnostics()}
             self._set_present(self._orders.present())
+            await self._follow_sources()
             self._log_generation(force.number, force.policy.bundle)
             self._journal.note(
                 "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
@@ -465,6 +468,31 @@ class Supervisor:
             )
         )  # fmt: skip
 
+    async def _follow_sources(self) -> None:
+        """Have the XDP program attached while a source is denied, and only then."""
+        config = self._config
+        denied = self._orders.present() & Present.SET_SOURCE or self._gatekeeper.force.policy.source_deny
+        wanted = bool(denied) and config.xdp_mode is not XdpMode.OFF
+        async with self._sources:
+            if wanted == any(mode != "off" for mode in self._loaded.xdp.values()):
+                return
+            order = {
+                "state_dir": str(config.state_dir.resolve()), "interfaces": list(config.interfaces),
+                "mode": config.xdp_mode.value, "attach": wanted,
+            }  # fmt: skip
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "engine.kernel.xdp", stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            out, _ = await child.communicate(json.dumps(order).encode())
+            answer = json.loads(out or b"{}")
+            if "xdp" in answer:
+                self._loaded.xdp.update(answer["xdp"])
+                self._problems.pop("xdp", None)
+            else:
+                why = answer.get("error", "the process that attaches it ended without an answer")
+                self._problem("xdp", f"denied sources are not dropped: {why}", Kind.POSTURE)
+
     def _new_executable(self, number: int) -> None:
         record = self._identities.record(number)
         if record is not None:
@@ -485,11 +513,14 @@ class Supervisor:
         if command == "set":
             order = PersonsOrder.make(request["order"])
             self._orders.set(order)
+            await self._follow_sources()
             cut = self._gatekeeper.obey(order) if order.kind == "verdict" else 0
             self._journal.note("command", action="set", cut=cut, **asdict(order))
             return {"set": asdict(order), "cut": cut}
         if command == "clear":
-            return self._clear(request)
+            cleared = self._clear(request)
+            await self._follow_sources()
+            return cleared
         raise UsageError(f"The engine knows no command {command!r}")
 
     def _clear(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -533,7 +564,7 @@ class Supervisor:
             "start_seconds": self._loaded.seconds,
             "maps": {name: {"entries": entries, "max": most} for name, (entries, most) in fill.items()},
             "evaluator": {"name": evaluator.name, "restarts": getattr(evaluator, "restarts", 0)},
-            "features": {one.name: {"state": one.state.value, "why": one.why} for one in self._features},
+            "features": {one.name: {"state": one.state.value, "why": one.why} for one in self._features()},
             "posture": self._config.posture.document(),
             "counters": counters,
             "hold": {
@@ -551,6 +582,14 @@ class Supervisor:
                 "head": state.head.size if state.head else 0, "key": self._log.verifier_key,
             },
         }  # fmt: skip
+
+    def _features(self) -> list[features.Feature]:
+        resolvers_spared, remotes_spared = self._spared
+        return features.report(
+            xdp=self._loaded.xdp, interfaces=self._loaded.interfaces, cgroup=self._config.cgroup or self._cgroup_mount,
+            mount=self._cgroup_mount, headers=self._loaded.headers, cuts=self._cuts, polling=self._watcher.polling,
+            resolvers=resolvers_spared, remotes=remotes_spared,
+        )  # fmt: skip
 
     def _line(self) -> str:
         generation = self._generation
