@@ -31,12 +31,14 @@ BACKOFF_LAST = 5.0
 
 
 class EmbeddedEvaluator:
-    """`timeout`: seconds that a call may take, waiting for a restart included. `restarts` counts children lost."""
+    """`timeout`: seconds that the child may take for a call, after which it is killed. `patience`: seconds that a call
+    waits for its turn before that, behind other calls or a restart. `restarts` counts children lost."""
 
     name = "embedded"
 
-    def __init__(self, *, timeout: float = 0.25, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+    def __init__(self, *, timeout: float = 0.25, patience: float = 1.0, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         self._timeout = timeout
+        self._patience = patience
         self._limits = limits
         self._child: Child | None = None
         self._load: Load | None = None
@@ -91,18 +93,17 @@ class EmbeddedEvaluator:
         message = Evaluate(
             [Ask(question.rule, msgspec.json.encode(question.input), question.only_target) for question in questions]
         )
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        deadline = asyncio.get_running_loop().time() + self._patience
         try:
             await self._acquire()
         except asyncio.TimeoutError:
-            return failed(questions, f"the evaluator was busy for {self._timeout:g} s")
+            return failed(questions, f"the evaluator was busy for {self._patience:g} s")
         try:
             child = await self._ready(deadline)
             if child is None:
                 return failed(questions, "the evaluator is being restarted")
             try:
-                remaining = max(deadline - asyncio.get_running_loop().time(), 0.001)
-                evaluated = await child.request(message, Evaluated, remaining)
+                evaluated = await child.request(message, Evaluated, self._timeout)
             except ChildError as error:
                 self._lost(child, error)
                 return failed(questions, str(error))
@@ -125,7 +126,7 @@ class EmbeddedEvaluator:
             # Uncontended: the lock is taken without a trip through the loop.
             await self._turn.acquire()
         else:
-            await asyncio.wait_for(self._turn.acquire(), self._timeout)
+            await asyncio.wait_for(self._turn.acquire(), self._patience)
 
     async def _ready(self, deadline: float) -> Child | None:
         """Return the child, waiting for a restart under way until the deadline. Called with the turn held."""

@@ -19,8 +19,8 @@ from engine.policy.decide import asks, decide
 from engine.policy.evaluator import Answer, Evaluator, Question
 from engine.policy.rule import Rule
 
-MEMORY = 32_768
-"""Remembered answers; about 0.6 KiB each with their key."""
+MEMORY = 16_384
+"""Remembered answers; about 0.5 KiB each with their key where no two flows share a fact, so 8 MiB at most."""
 
 
 class Judge:

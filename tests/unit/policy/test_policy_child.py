@@ -51,7 +51,7 @@ def environment_of(pid: int) -> bytes:
 def use(folder: Path, used: Callable[[EmbeddedEvaluator], Awaitable[_T]], *, timeout: float = 0.5) -> _T:
     async def main() -> _T:
         bundle, checked = statically(folder)
-        evaluator = EmbeddedEvaluator(timeout=timeout)
+        evaluator = EmbeddedEvaluator(timeout=timeout, patience=30.0)
         try:
             await evaluator.load(bundle, checked.rules)
             return await used(evaluator)
@@ -109,6 +109,27 @@ def test_those_who_wait_behind_a_hung_question_get_their_own_answers(write: Writ
         for port, (answer,) in zip(ports, answers, strict=True):
             assert answer.error or answer.allow == (("a",) if port == 443 else ())
         assert answers[1][0].error
+
+    use(write({"one.rego": rule(ENDLESS)}), used)
+
+
+def test_a_burst_waits_its_turn_and_is_answered(write: Write) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        answers = await asyncio.gather(*(evaluator.evaluate(question(443 + number % 2)) for number in range(500)))
+        assert [answer.allow for (answer,) in answers] == [("a",), ()] * 250
+        assert evaluator.restarts == 0
+
+    use(write({"one.rego": rule(ENDLESS)}), used, timeout=5.0)
+
+
+def test_a_call_does_not_wait_for_ever(write: Write) -> None:
+    async def used(evaluator: EmbeddedEvaluator) -> None:
+        evaluator._patience = 0.05
+        first = asyncio.ensure_future(evaluator.evaluate(question(80)))
+        await asyncio.sleep(0)
+        (second,) = await evaluator.evaluate(question(443))
+        assert second.error == "the evaluator was busy for 0.05 s"
+        assert "did not answer" in (await first)[0].error
 
     use(write({"one.rego": rule(ENDLESS)}), used)
 

@@ -26,7 +26,7 @@ EXE = {"path": "/usr/bin/a", "sha256": ""}
 @pytest.fixture(params=["embedded", "opa"])
 def make(request: pytest.FixtureRequest) -> Callable[[], EmbeddedEvaluator | OpaEvaluator]:
     if request.param == "embedded":
-        return lambda: EmbeddedEvaluator(timeout=5.0)
+        return lambda: EmbeddedEvaluator(timeout=5.0, patience=30.0)
     return lambda: OpaEvaluator(timeout=5.0)
 
 
