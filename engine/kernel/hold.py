@@ -3,6 +3,9 @@
 A packet socket on the hold device's far end reads each held frame with its virtio-net header (PACKET_VNET_HDR), so that
 segmentation offload and partial checksums survive; the same bytes leave by the original device through a packet
 socket with PACKET_QDISC_BYPASS, which does not pass TC again (packet(7), linux/if_packet.h).
+
+A VLAN tag does not come in the frame: the receiving side of the stack takes it off before packet sockets see it and
+tells it beside the frame (PACKET_AUXDATA). It is put back, or a released packet would leave for another network.
 """
 
 from __future__ import annotations
@@ -19,11 +22,37 @@ VNET_BYTES = 10
 _ETH_P_ALL = 3
 _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
+_PACKET_AUXDATA = 8
 _PACKET_VNET_HDR = 15
 _PACKET_QDISC_BYPASS = 20
 _SO_RCVBUFFORCE = 33
 _FRAME_BYTES = 1 << 18
 _STATISTICS = struct.Struct("=II")
+# struct tpacket_auxdata: status, two lengths, two offsets, then the tag; its presence and its protocol's are bits.
+_AUXDATA = struct.Struct("=III4xHH")
+_ANCILLARY = socket.CMSG_SPACE(_AUXDATA.size)
+_VLAN_VALID, _VLAN_TPID_VALID = 0x10, 0x40
+_ETH_P_8021Q = 0x8100
+_TAG = struct.Struct("!HH")
+_ADDRESSES = 12
+# struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
+_VNET = struct.Struct("<BBHHHH")
+_NEEDS_CSUM = 1
+
+
+def _tagged(frame: bytes, tci: int, protocol: int) -> bytes:
+    """Put a tag back behind the addresses, and tell the virtio-net header that everything moved by four bytes."""
+    flags, gso_type, header, gso_size, start, offset = _VNET.unpack_from(frame)
+    vnet = _VNET.pack(
+        flags,
+        gso_type,
+        header + _TAG.size if gso_type else header,
+        gso_size,
+        start + _TAG.size if flags & _NEEDS_CSUM else start,
+        offset,
+    )
+    behind = VNET_BYTES + _ADDRESSES
+    return vnet + frame[VNET_BYTES:behind] + _TAG.pack(protocol, tci) + frame[behind:]
 
 
 @dataclass
@@ -45,6 +74,7 @@ class Hold:
         try:
             self._in = self._packet_socket()
             self._in.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, queue_bytes)
+            self._in.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             self._in.bind((held_device, _ETH_P_ALL))
         except PermissionError as error:
             raise PrivilegeError("Reading held packets needs root (CAP_NET_RAW)", hint="Run it with sudo.") from error
@@ -64,7 +94,7 @@ class Hold:
     def receive(self) -> bytes | None:
         """Return the next held frame with its virtio-net header in front, None when there is none now."""
         try:
-            size = self._in.recv_into(self._buffer)
+            size, beside, _, _ = self._in.recvmsg_into((self._buffer,), _ANCILLARY)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -72,7 +102,13 @@ class Hold:
                 return None
             raise
         self.counts.taken += 1
-        return bytes(self._view[:size])
+        frame = bytes(self._view[:size])
+        for level, kind, data in beside:
+            if level == _SOL_PACKET and kind == _PACKET_AUXDATA:
+                status, _, _, tci, protocol = _AUXDATA.unpack_from(data)
+                if status & _VLAN_VALID:
+                    return _tagged(frame, tci, protocol if status & _VLAN_TPID_VALID else _ETH_P_8021Q)
+        return frame
 
     def release(self, interface: str, frame: bytes) -> bool:
         """Send a frame that receive() returned out of its original device. False when the device does not take it."""
