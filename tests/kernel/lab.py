@@ -33,6 +33,7 @@ from engine.abi.records import (
     VerdictEntry,
     VerdictEvent,
 )
+from engine.kernel import attach, libbpf
 from engine.kernel.detach import detach
 from engine.kernel.gate import KernelGate
 from engine.kernel.hold import VNET_BYTES, Hold
@@ -110,6 +111,16 @@ class Lab:
         self.loaded = reply(done.stdout)
         self.program_ids |= {program["id"] for program in self.loaded.programs.values()}
         return self.loaded
+
+    def guard_sources(self, mode: str = "auto") -> str:
+        """Attach the program of the sources, which the loader leaves to whoever denies the first source."""
+        assert self.loaded is not None
+        index = self.loaded.interfaces[DEVICE]
+        program = libbpf.obj_get(self.pins.programs / "gate_ingress")
+        try:
+            return self.inside.call(lambda: attach.attach_xdp(index, program, mode))
+        finally:
+            os.close(program)
 
     def agent(self, *, outside: bool = False, known: bool = True) -> Agent:
         """Start a process inside the control group; `known=False`: outside of it, so that nobody knows who it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_an_unknown_name_is_held(watch: Watch, client: Agent, port: int) -> None
 def test_a_hello_in_pieces_is_held_in_every_piece(watch: Watch, client: Agent, port: int, pieces: int) -> None:
     watch.name("good.example", ALLOW)
     cuts = [len(GOOD) * index // pieces for index in range(pieces + 1)]
-    parts = [GOOD[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [GOOD[a:b] for a, b in pairwise(cuts)]
     send(client, port, *parts)
     held: list[bytes] = []
     while len(held) < pieces:

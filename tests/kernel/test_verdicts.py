@@ -225,7 +225,7 @@ def test_never_deny_beats_everything(watch: Watch, client: Agent, server: Agent)
         (TCP, 0, OUTSIDE, 128, True),
         (0, 0, OUTSIDE, 128, True),
         (0, 0, "10.77.0.0", 96 + 24, True),
-        (0, 0, "0.0.0.0", 96, True),
+        (0, 0, "0.0.0.0", 96, True),  # noqa: S104
         (UDP, 0, OUTSIDE, 128, False),
         (TCP, 4513, OUTSIDE, 128, False),
         (0, 0, "10.78.0.0", 96 + 24, False),
