@@ -13,53 +13,16 @@ from pathlib import Path
 
 import msgspec
 
-from engine.model.decision import Verdict
 from engine.model.net import canonical
 from engine.policy import warmup
 from engine.policy.bundle import Bundle, Module
 from engine.policy.check import Checked, check
 from engine.policy.child import limited, serve
+from engine.policy.examination import Examine, Network, Report
 from engine.policy.findings import Finding
 from engine.policy.interpreter import Interpreter, InterpreterError, parse
-from engine.policy.regotest import RegoTest, listed
-from engine.policy.rule import Rule
+from engine.policy.regotest import listed
 from engine.policy.syntax import words_to_finding
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class Examine(msgspec.Struct, tag="examine", array_like=True):
-    """A candidate: modules and tests as (file, text), data as JSON, and which file gave which data path.
-
-    `warm_up`: evaluate it too, if the static check finds nothing.
-    """
-
-    modules: list[tuple[str, str]]
-    tests: list[tuple[str, str]]
-    data: bytes
-    data_files: list[tuple[list[str], str]]
-    warm_up: bool = True
-
-
-class Report(msgspec.Struct, tag="report", array_like=True):
-    """What came of it. With an error among `findings` the rest is what could be made out."""
-
-    findings: list[Finding]
-    rules: list[Rule]
-    default: Verdict | None
-    source_deny: list[str]
-    tests: list[RegoTest]
-
-
-def question(bundle: Bundle, *, warm_up: bool) -> Examine:
-    """Return the request for a bundle."""
-    return Examine(
-        [(module.file, module.text) for module in bundle.modules],
-        [(module.file, module.text) for module in bundle.tests],
-        msgspec.json.encode(bundle.data),
-        [(list(path), file) for path, file in bundle.data_files.items()],
-        warm_up,
-    )
 
 
 def examine(request: Examine) -> Report:

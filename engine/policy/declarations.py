@@ -80,12 +80,8 @@ def declared_rules(program: Program, findings: list[Finding], *, incomplete: boo
         declared = _rule(program, package, place, findings)
         if declared is not None:
             found.append(declared)
-    if (
-        not found
-        and not incomplete
-        and not program.at((*ROOT_PACKAGE, "source_deny"))
-        and not program.at((*ROOT_PACKAGE, "default_verdict"))
-    ):
+    rootless = not program.at((*ROOT_PACKAGE, "source_deny")) and not program.at((*ROOT_PACKAGE, "default_verdict"))
+    if not found and not packages and rootless and not incomplete:
         findings.append(Finding(".", 0, 0, "the policy has no rule", "add package sallyport.rules.<name>"))
     return found
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from engine.errors import EvaluatorError
 from engine.model.decision import Verdict
 from engine.policy.bundle import Bundle, read
-from engine.policy.checker import Report, question
 from engine.policy.evaluator import Evaluator
+from engine.policy.examination import Report, question
 from engine.policy.findings import Finding, PolicyRefusedError
 from engine.policy.judge import MEMORY, Judge
 from engine.policy.process import Child, ChildError

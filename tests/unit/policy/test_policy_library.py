@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -174,3 +175,15 @@ def test_evaluators_go_by_their_names(name: str) -> None:
 def test_another_evaluator_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no evaluator named wasm"):
         factory("wasm")
+
+
+def test_the_engines_side_loads_neither_the_parser_nor_the_opa_client() -> None:
+    # 6 MiB and 20 MiB of an engine that is to stay below 60.
+    program = (
+        "import sys, engine.policy.prepare, engine.policy.embedded, engine.policy.judge\n"
+        "print(*sorted({'regorus', 'aiohttp', 'opa_client'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=LIBRARY.parent, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == ""

@@ -209,3 +209,8 @@ def test_a_decision_reads_what_it_reads(write: Write) -> None:
 def test_findings_are_one_line_each(tmp_path: Path) -> None:
     found = errors_of({"one.rego": rule("deny contains if {"), "two.rego": rule("x := f(1)", name="two")}, tmp_path)
     assert all(re.fullmatch(r"[a-z]+\.rego:\d+:\d+: .+", str(finding)) for finding in found)
+
+
+def test_a_folder_that_only_helps_has_no_rule(tmp_path: Path) -> None:
+    found = errors_of({"sallyport.rego": "package lib.a\n\nx := 1\n"}, tmp_path)
+    assert [finding.message for finding in found] == ["the policy has no rule", "the policy does not say its default"]
