@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Handle the command. 128 and the signal's number when a signal ended it. Raises SallyportError."""
     # Netlink and all that goes with it: only who asks for the lab pays for it.
     from engine.lab import report  # noqa: PLC0415
-    from engine.lab.play import Interruption, run_lab  # noqa: PLC0415
+    from engine.lab.interruption import Interruption  # noqa: PLC0415
+    from engine.lab.play import run_lab  # noqa: PLC0415
     from engine.lab.scenarios import ALL  # noqa: PLC0415
 
     progress = sys.stderr if args.json else sys.stdout
@@ -61,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
     def told(result: Result) -> None:
         print(report.line(result, width), file=progress, flush=True)
 
-    print("lab: building two network namespaces, nginx and its clients", file=progress, flush=True)
+    def begun(name: str) -> None:
+        print(f"lab {name}: building two network namespaces, nginx and its clients", file=progress, flush=True)
+
     try:
-        played = run_lab(ALL, args.state_dir, told)
+        played = run_lab(ALL, args.state_dir, begun=begun, told=told)
     except Interruption as interruption:
         print("lab: interrupted; everything is taken away", file=sys.stderr)
         return 128 + interruption.number

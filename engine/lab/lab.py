@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from engine.lab.cast import Remote
 from engine.lab.errors import LabError
 from engine.lab.gate import Gate
 from engine.lab.groups import Groups
+from engine.lab.interruption import undisturbed
 from engine.lab.journal import Journal, Plan
 from engine.lab.place import Ended, Place, environment, run
 from engine.lab.policy import PolicyFolder
@@ -121,8 +122,11 @@ def said(ended: Ended, program: str) -> str:
 
 
 @contextmanager
-def open_lab(state_dir: Path | None) -> Iterator[Lab]:
-    """Build a lab; take everything away at the end, whatever the end is. LabError when it cannot be built."""
+def open_lab(state_dir: Path | None, begun: Callable[[str], None]) -> Iterator[Lab]:
+    """Build a lab; take everything away at the end, whatever the end is. LabError when it cannot be built.
+
+    `begun` hears the run's name before anything is made: it is part of the name of everything that will be.
+    """
     _require(state_dir)
     undo_abandoned()
     mount = find_mount(Path("/proc/self/mountinfo").read_text())
@@ -130,13 +134,15 @@ def open_lab(state_dir: Path | None) -> Iterator[Lab]:
     journal = Journal.begin(plan)
     parts = ExitStack()
     try:
+        begun(plan.run)
         if plan.mounts_bpffs:
             _mount_bpffs()
         yield Lab(plan, parts)
     finally:
-        parts.close()
-        problems = undo(plan)
-        journal.close()
+        with undisturbed():
+            parts.close()
+            problems = undo(plan)
+            journal.close()
     if problems:
         raise LabError("The lab could not take everything away: " + "; ".join(problems))
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from engine.lab.gate import Gate
+from engine.lab.interruption import interruptible
 from engine.lab.lab import open_lab
 from engine.lab.scenario import Result, Scenario, play
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -33,22 +29,21 @@ class Played:
         return bool(self.results) and all(each.passed for each in self.results) and bool(self.verify.get("ok"))
 
 
-class Interruption(BaseException):
-    """A signal asked the run to end. `number` is the signal's."""
+def run_lab(
+    scenarios: Sequence[Scenario],
+    state_dir: Path | None,
+    *,
+    begun: Callable[[str], None],
+    told: Callable[[Result], None],
+) -> Played:
+    """Build a lab, play the scenarios in order, verify the log, take everything away.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def run_lab(scenarios: Sequence[Scenario], state_dir: Path | None, told: Callable[[Result], None]) -> Played:
-    """Build a lab, play the scenarios in order and `told` each result, verify the log, take everything away.
-
+    `begun` hears the run's name before anything is made, `told` each result as soon as there is one.
     Interruption at SIGINT, SIGTERM or SIGHUP, once everything is taken away.
     """
     began = time.monotonic()
     results = []
-    with _interruptible(), open_lab(state_dir) as lab:
+    with interruptible(), open_lab(state_dir, begun) as lab:
         for scenario in scenarios:
             results.append(play(scenario, lab))
             told(results[-1])
@@ -64,20 +59,3 @@ def _verified(gate: Gate) -> dict[str, Any]:
     except ValueError:
         return {"ok": False, "error": done.last_words}
     return document
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn the first signal into an Interruption, and ignore those that come while everything is taken away."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interruption(number)
-
-    before = {each: signal.signal(each, interrupt) for each in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,70 +1,77 @@
-"""What a run of the lab could leave on the machine, looked at from outside."""
+"""What is left of a run of the lab, looked at from outside.
+
+Everything that a run makes bears the run's name, so other runs on the same machine do not matter here.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
-from engine.kernel.pins import BPFFS, RECORDS
+from engine.kernel import libbpf
+from engine.kernel.pins import Pins
 from engine.lab.journal import JOURNALS
 from engine.runtime.cgroups import find_mount
 
-MARK = "sallyport-lab-"
-"""In the path of every control group of the lab, and so in /proc/PID/cgroup of all its processes."""
+
+def residue(run: str, state_dir: Path | None = None) -> list[str]:
+    """Everything of a run that there is at this moment, one `KIND NAME` each."""
+    pins = pins_of(run, state_dir)
+    mounts = Path("/proc/self/mountinfo").read_text()
+    found = [f"group {path}" for path in find_mount(mounts).glob(f"*{run}*")]
+    found += [f"file {path}" for path in JOURNALS.glob(f"*{run}*")]
+    found += [f"pin {path}" for path in (pins.root, pins.record) if path.exists()]
+    found += [f"mount {line}" for line in mounts.splitlines() if run in line]
+    found += [f"link {name}" for name in _links() if pins.instance in name]
+    for folder in _processes(run):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.append(f"process {(folder / 'comm').read_text().strip()}")
+            # Nobody else keeps the lab's network namespaces: no name, no mount. Without processes they are gone.
+            found.append(f"namespace {(folder / 'ns' / 'net').readlink()}")
+    return sorted(set(found))
 
 
-@dataclass(frozen=True)
-class Residue:
-    """Everything that a run makes; two of these are compared before and after."""
-
-    groups: frozenset[str]
-    processes: frozenset[str]
-    namespaces: frozenset[str]
-    files: frozenset[str]
-    pins: frozenset[str]
-    mounts: frozenset[str]
-    links: frozenset[str]
-    qdiscs: frozenset[str]
-
-    @classmethod
-    def now(cls) -> Residue:
-        mount = find_mount(Path("/proc/self/mountinfo").read_text())
-        processes = dict(_processes())
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        return cls(
-            groups=frozenset(str(path) for path in mount.glob(f"{MARK}*")),
-            processes=frozenset(processes.values()),
-            namespaces=frozenset(_namespaces(processes)),
-            files=frozenset(str(path) for path in JOURNALS.rglob("*")),
-            pins=frozenset(str(path) for base in (BPFFS, RECORDS) for path in base.rglob("*")),
-            mounts=frozenset(line.split(" ", 2)[2] for line in mounts),
-            links=frozenset(link["ifname"] for link in _json("ip", "-json", "link", "show")),
-            qdiscs=frozenset(f"{each['dev']} {each['kind']}" for each in _json("tc", "-json", "qdisc", "show")),
-        )
+def pins_of(run: str, state_dir: Path | None = None) -> Pins:
+    return Pins.of(state_dir or JOURNALS / run / "state")
 
 
-def _processes() -> Iterator[tuple[Path, str]]:
-    """(folder in /proc, command) of every process in a control group of the lab."""
+def pinned_programs(pins: Pins) -> list[int]:
+    """The ids of an instance's kernel programs."""
+    ids = []
+    for pin in sorted(pins.programs.iterdir()):
+        descriptor = libbpf.obj_get(pin)
+        ids.append(int(libbpf.program_info(descriptor).id))
+        os.close(descriptor)
+    return ids
+
+
+def loaded(program: int) -> bool:
+    """Is there a kernel program of this id? (Asking makes a descriptor, which would keep it.)"""
+    try:
+        os.close(libbpf._call("bpf_prog_get_fd_by_id", program))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _processes(run: str) -> Iterator[Path]:
+    """The folders in /proc of the processes in the run's control groups, and of others that bear its name.
+
+    Not of those that have ended and wait for their parent: an orphan's parent is init, which takes its time.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if MARK in (folder / "cgroup").read_text():
-                yield folder, (folder / "comm").read_text().strip()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+        with suppress(FileNotFoundError, ProcessLookupError):
+            ended = (folder / "stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+            if not ended and (
+                run in (folder / "cgroup").read_text() or run.encode() in (folder / "cmdline").read_bytes()
+            ):
+                yield folder
 
 
-def _namespaces(processes: dict[Path, str]) -> Iterator[str]:
-    """The network namespaces that those processes keep; without a process, a mount or a name one is gone."""
-    for folder in processes:
-        try:
-            yield str((folder / "ns" / "net").readlink())
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-
-
-def _json(*words: str) -> list[dict[str, str]]:
-    answer: list[dict[str, str]] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
-    return answer
+def _links() -> list[str]:
+    shown = subprocess.run(["ip", "-json", "link", "show"], capture_output=True, check=True).stdout
+    return [str(link["ifname"]) for link in json.loads(shown)]

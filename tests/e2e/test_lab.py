@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from engine.lab.scenarios import ALL
-from tests.e2e.conftest import COMMAND, ROOT, Run
+from tests.e2e.conftest import COMMAND, ENVIRONMENT, ROOT, Run
+from tests.e2e.residue import residue
 
 
 def sallyport(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *words], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_the_log_stays_where_it_was_asked_for(played: Run) -> None:
 
 
 def test_nothing_is_left(played: Run) -> None:
-    assert played.after == played.before
+    assert residue(played.name, played.state_dir) == []
 
 
 def test_a_state_directory_of_a_running_engine_is_refused(tmp_path: Path) -> None:

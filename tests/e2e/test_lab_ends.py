@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,77 +10,86 @@ from contextlib import contextmanager
 import pytest
 
 from engine.lab.scenarios import ALL
-from tests.e2e.conftest import COMMAND, ROOT
-from tests.e2e.residue import Residue
+from engine.lab.waiting import until
+from tests.e2e.conftest import COMMAND, ENVIRONMENT, ROOT, run_name
+from tests.e2e.residue import loaded, pinned_programs, pins_of, residue
 
-BUILDING = "lab: building"
+BUILDING = "lab "
 FIRST, STARTED, ENFORCED = ALL[0].name, ALL[1].name, ALL[2].name
 
 
+class Lab:
+    """A run of `sallyport lab` whose output is read line by line."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "lab"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=ENVIRONMENT,
+            start_new_session=True,
+        )  # fmt: skip
+        self.name = run_name(self.line(BUILDING))
+
+    def line(self, start: str) -> str:
+        """Read on until a line begins with these words, and return it."""
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if line.startswith(start):
+                return line
+        pytest.fail(f"the lab ended before it said {start!r}:\n{''.join(seen)}")
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
 @contextmanager
-def lab() -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, "lab"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
-    )  # fmt: skip
+def lab() -> Iterator[Lab]:
+    run = Lab()
     try:
-        yield process
+        yield run
     finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate()
-
-
-def line_of(process: subprocess.Popen[str], start: str) -> str:
-    """Read on until a line begins with these words, and return it."""
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith(start):
-            return line
-    pytest.fail(f"the lab ended before it said {start!r}:\n{''.join(seen)}")
+        if run.process.poll() is None:
+            run.end(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("moment", [BUILDING, FIRST, ENFORCED])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_leaves_nothing(moment: str, number: signal.Signals) -> None:
-    before = Residue.now()
-    with lab() as process:
-        line_of(process, moment)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, said
-    assert Residue.now() == before
+    with lab() as run:
+        if moment is not BUILDING:
+            run.line(moment)
+        assert run.end(number) == 128 + number
+    assert residue(run.name) == []
 
 
 def test_what_a_killed_run_left_the_next_one_takes_away() -> None:
-    before = Residue.now()
-    with lab() as process:
-        line_of(process, ENFORCED)
-        process.kill()
-        process.wait()
+    with lab() as killed:
+        killed.line(ENFORCED)
+        killed.end(signal.SIGKILL)
     # Else there would be nothing to prove: a gate without its lab stands, with all that belongs to it.
-    left = Residue.now()
-    assert left.processes > before.processes
-    assert left.pins > before.pins
-    assert left.groups > before.groups
-    with lab() as process:
-        assert " ok " in line_of(process, FIRST)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert Residue.now() == before
+    kinds = {each.split()[0] for each in residue(killed.name)}
+    assert kinds == {"group", "file", "pin", "process", "namespace"}
+    programs = pinned_programs(pins_of(killed.name))
+    assert programs
+    assert all(map(loaded, programs))
+    with lab() as following:
+        assert residue(killed.name) == []
+        # The kernel frees programs a moment after their last user is gone.
+        assert until(lambda: not any(map(loaded, programs)))
+        assert " ok " in following.line(FIRST)
+        following.end(signal.SIGINT)
+    assert residue(following.name) == []
 
 
 def test_a_second_run_leaves_the_first_one_alone() -> None:
-    before = Residue.now()
     with lab() as first:
-        line_of(first, STARTED)
+        first.line(STARTED)
         with lab() as second:
-            assert " ok " in line_of(second, FIRST)
-            second.send_signal(signal.SIGINT)
-            second.communicate(timeout=60)
-        assert " ok " in line_of(first, ENFORCED)
-        first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
-    assert Residue.now() == before
+            assert " ok " in second.line(FIRST)
+            second.end(signal.SIGINT)
+        assert " ok " in first.line(ENFORCED)
+        first.end(signal.SIGINT)
+    assert residue(first.name) == residue(second.name) == []
