@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
 
-from engine.config import EvaluatorKind, Flags, Mode
-from engine.errors import EXIT_OK, PrivilegeError
+from engine.config import Config, EvaluatorKind, Flags, Mode
+from engine.errors import EXIT_OK, PrivilegeError, UsageError
 
 _DESCRIPTION = """\
 Guard one or more interfaces in the foreground. The default mode is observe: nothing is held or dropped, the same
@@ -50,8 +51,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise PrivilegeError("Guarding an interface needs root", hint="Run it with sudo.")
     from engine.config_file import load  # noqa: PLC0415 - what only this command needs, only this command pays
-    from engine.runtime.supervisor import Supervisor  # noqa: PLC0415
+    from engine.kernel.spawn import LoaderProcess  # noqa: PLC0415
 
     config = load(
         args.config,
@@ -64,9 +67,34 @@ def run(args: argparse.Namespace) -> int:
             cgroup=args.cgroup,
         ),
     )
-    supervisor = Supervisor(config, leave_attached=args.leave_attached)
-    if os.geteuid() != 0:
-        raise PrivilegeError("Guarding an interface needs root", hint="Run it with sudo.")
-    print(config.posture.text(), file=sys.stderr, end="", flush=True)
-    asyncio.run(supervisor.run(lambda line: print(line, flush=True)))
+    _require(config)
+    # The loader's imports and ours side by side: half a second of the two that a start may take.
+    loader = LoaderProcess()
+    try:
+        from engine.runtime.supervisor import Supervisor  # noqa: PLC0415
+
+        print(config.posture.text(), file=sys.stderr, end="", flush=True)
+        _be_quick()
+        supervisor = Supervisor(config, loader, leave_attached=args.leave_attached)
+        asyncio.run(supervisor.run(lambda line: print(line, flush=True)))
+    finally:
+        loader.dismiss()
     return EXIT_OK
+
+
+def _require(config: Config) -> None:
+    if not config.interfaces:
+        raise UsageError("No interface is given", hint="Name one or more with --interface DEV.")
+    if config.policy is None:
+        raise UsageError("No policy is given", hint="Name its folder with --policy DIR.")
+
+
+def _be_quick() -> None:
+    """Held packets wait for this process: it comes before others, and before its own log writer.
+
+    With the interpreter's usual 5 ms between threads, a thread that signs the log kept half of all held packets
+    waiting for them: hold to release 4.0 against 2.1 ms at the median, in turns.
+    """
+    sys.setswitchinterval(0.0002)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)

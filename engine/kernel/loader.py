@@ -212,8 +212,13 @@ def _write_hold(pins: Pins, loaded: Loaded) -> None:
 
 def main() -> int:
     answer: dict[str, Any]
+    with contextlib.suppress(ImportError):
+        import bcc  # noqa: F401, PLC0415 - the slow part, while the engine is still importing
+    text = sys.stdin.read()
+    if not text:
+        return 0  # nobody gave an order: the engine found its words or its configuration wanting
     try:
-        answer = {"loaded": asdict(load(Order(**json.load(sys.stdin))))}
+        answer = {"loaded": asdict(load(Order(**json.loads(text))))}
     except SallyportError as error:
         answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
     except OSError as error:

@@ -38,10 +38,11 @@ from engine.config import Mode as ConfigMode
 from engine.errors import EvaluatorError, PolicyError, SallyportError, StateError, UsageError
 from engine.kernel.gate import KernelGate
 from engine.kernel.hold import Hold
-from engine.kernel.order import Detached, Loaded, Order, reply
+from engine.kernel.order import Detached, Loaded, Order
 from engine.kernel.pins import Pins
 from engine.kernel.ring import Ring, open_ring
 from engine.kernel.sockdiag import SockDiag
+from engine.kernel.spawn import LoaderProcess
 from engine.model.decision import Verdict
 from engine.model.facts import Host
 from engine.model.posture import Condition, Posture
@@ -84,12 +85,11 @@ _MAP_ALARM = 0.8
 class Supervisor:
     """One engine. `run` returns when it is told to stop."""
 
-    def __init__(self, config: Config, *, leave_attached: bool = False) -> None:
-        if not config.interfaces:
-            raise UsageError("No interface is given", hint="Name one or more with --interface DEV.")
+    def __init__(self, config: Config, loader: LoaderProcess, *, leave_attached: bool = False) -> None:
         if config.policy is None:
             raise UsageError("No policy is given", hint="Name its folder with --policy DIR.")
         self._config = config
+        self._loader = loader
         self._folder = config.policy
         self._leave_attached = leave_attached
         self._pins = Pins.of(config.state_dir)
@@ -171,15 +171,7 @@ class Supervisor:
             xdp=config.xdp_mode.value,
             sizes=_sizes(config.maps),
         )
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "engine.kernel.loader", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            out, _ = await child.communicate(json.dumps(asdict(order)).encode())
-        except asyncio.CancelledError:
-            child.kill()
-            raise
-        return reply(out.decode())
+        return await self._loader.load(order)
 
     def _open(self, policy: Policy) -> None:
         """Open what the loader pinned and build the rooms on it."""
