@@ -184,6 +184,23 @@ class InitialAssembler:
                 self.reading = stated(NameState.PARTIAL, f"no whole hello in {self._max_datagrams} datagrams")
         return self.reading
 
+    def continues(self, datagram: bytes) -> bool:
+        """Say whether a later datagram belongs to the connection whose hello was read: every Initial packet in it opens
+        with that connection's keys and shows no byte of a hello that was not in it. So acknowledgements and
+        retransmissions do, and another connection's hello does not."""
+        packets = list(initial_packets(datagram))
+        return bool(packets) and all(self._shows_nothing_new(packet) for packet in packets)
+
+    def _shows_nothing_new(self, packet: InitialPacket) -> bool:
+        frames = self._keys.open(packet) if self._keys is not None else None
+        if frames is None:
+            return False
+        hello = self._crypto.content
+        try:
+            return all(data == hello[offset : offset + len(data)] for offset, data in crypto_frames(frames))
+        except (IndexError, ValueError):
+            return False
+
     def give_up(self, why: str) -> HelloReading:
         """End the wait (a time-out, the end of a capture): PARTIAL unless there is a reading already."""
         if self.reading is None:

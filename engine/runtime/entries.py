@@ -63,7 +63,10 @@ def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, gene
             shape |= bit
     if shape & ~Shape.DEST and not numbers.known:
         return FLOW_ONLY
+    # What could not be looked up was judged as unknown: once it is known, the policy may say otherwise.
     if shape & Shape.EXE and (not numbers.exe or not facts.exe.path):
+        return FLOW_ONLY
+    if shape & Shape.CGROUP and not facts.cgroup.path:
         return FLOW_ONLY
     key = ConnectKey(
         generation,

@@ -58,6 +58,12 @@ class Flow:
     verdict_id: int = 0
     by_person: bool = False
     """A person's word passed it, not the policy: a reload does not ask again."""
+    start: int | None = None
+    """Sequence number of the first byte of its stream, where its SYN was held."""
+    abandoned: bool = False
+    """Another connection has its tuple and socket: the answer that is on its way is nobody's."""
+    passed: bool = False
+    """Payload may have left: what comes now is not the start of its stream."""
     waiting: Waiting = field(default_factory=lambda: IDLE)
 
     @property

@@ -37,6 +37,7 @@ class Installed:
     name: Name
     expires: int = 0
     where: Reach = FLOW_ONLY
+    by_name: int = 0
 
 
 @dataclass
@@ -111,23 +112,40 @@ class Force:
             expires = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(decision.ttl * 1e9)
         verdict = KERNEL_VERDICTS[decision.verdict]
         entry = VerdictEntry(verdict, number, expires, int("name" in decision.scope))
-        installed = Installed(verdict, decision.reasons, name, expires, where)
-        try:
-            # The wide entry first: should the flow's own be evicted at once, the next packet still finds this one.
-            if where.key is not None and self._install_wide(where.key, where, entry):
-                self._wide[number] = installed
-                self._wide.pop(self._standing.get(where, 0), None)
-                self._standing[where] = number
-            self._gate.put_flow(flow, entry._replace(verdict=flow_verdict or verdict))
-        except MapFullError as error:
-            self._on_full(error)
-        if number not in self._wide:
+        installed = Installed(verdict, decision.reasons, name, expires, where, entry.by_name)
+        # The wide entry first: should the flow's own be evicted at once, the next packet still finds this one.
+        if where.key is not None and self._install_wide(where.key, where, entry):
+            self._wide[number] = installed
+            self._wide.pop(self._standing.get(where, 0), None)
+            self._standing[where] = number
+        else:
             self._narrow[number] = installed
             if len(self._narrow) > _NARROW:
                 self._narrow.popitem(last=False)
+        self._put_flow(flow, entry._replace(verdict=flow_verdict or verdict))
         return number
 
+    def repeat(self, number: int, flow: FlowKey) -> None:
+        """Write an entry for its flow once more, for the time that it has left."""
+        entry = self.entry(number)
+        if entry is not None:
+            self._put_flow(flow, VerdictEntry(entry.verdict, number, entry.expires, entry.by_name))
+
+    def _put_flow(self, flow: FlowKey, entry: VerdictEntry) -> None:
+        try:
+            self._gate.put_flow(flow, entry)
+        except MapFullError as error:
+            self._on_full(error)
+
     def _install_wide(self, key: ConnectKey, where: Reach, entry: VerdictEntry) -> bool:
+        try:
+            return self._put_wide(key, where, entry)
+        except MapFullError as error:
+            # The flow's own entry is written all the same: it is decided, and only those like it will be asked about.
+            self._on_full(error)
+            return False
+
+    def _put_wide(self, key: ConnectKey, where: Reach, entry: VerdictEntry) -> bool:
         if not self._plan_shape(key.shape, named=bool(where.name)):
             return False
         if not where.name:

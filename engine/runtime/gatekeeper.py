@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from engine.abi.numbers import FlowFlag, KernelVerdict, StageNumber
-from engine.abi.records import FlowKey, Tuple
+from engine.abi.records import FlowKey, Held, Identity, Tuple
 from engine.alerts.alert import Alert, Kind, Severity
 from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
@@ -30,7 +31,7 @@ from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import Outcome, StreamAssembler
 from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import FLOW_ONLY, Numbers, reach
-from engine.runtime.flows import IDLE, Flow, FlowTable, Waiting
+from engine.runtime.flows import IDLE, Flow, FlowId, FlowTable, Waiting
 from engine.runtime.force import Force, Installed
 from engine.runtime.identify import Identifier, transport_of
 from engine.runtime.journal import Journal
@@ -39,7 +40,8 @@ from engine.runtime.owners import Owners
 
 VNET_BYTES = 10
 _POSTURES = {NameState.PARTIAL: Condition.PARSER_PARTIAL, NameState.MALFORMED: Condition.PARSER_MALFORMED}
-_RETRIES = 3
+_HANDSHAKES = 1024
+"""QUIC connections whose later Initial packets are still recognised: a few round trips each."""
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Gatekeeper:
         self.previous: Force | None = None
         """The generation before: a flow in progress still refers to the entry that it passed by."""
         self.counts = HeldCounts()
+        self._handshakes: OrderedDict[FlowId, InitialAssembler] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- frames in
@@ -104,11 +107,16 @@ class Gatekeeper:
             self.counts.unclaimed += 1
             return
         flow = self.flows.get((tuple_, held.cookie))
+        if flow is not None and _another(flow, held, packet):
+            self._abandon(flow)
+            flow = None
         if flow is None:
             flow = Flow(tuple_, held)
             self.flows.add(flow)
         else:
             flow.held = held
+        if packet.protocol == packets.TCP and packet.flags & packets.SYN:
+            flow.start = _first_byte(packet)
         if self._stands(flow, packet):
             self._answer_again(flow, frame)
             return
@@ -124,20 +132,33 @@ class Gatekeeper:
         if decision is None or flow.generation != self.force.number or decision.verdict is Verdict.UNDECIDED:
             return False
         entry = self.force.entry(flow.verdict_id)
-        if entry is not None and entry.expires and _monotonic() >= entry.expires:
+        # None: it expired and was swept away, or was a person's word that is gone.
+        if entry is None or (entry.expires and _monotonic() >= entry.expires):
             return False
-        # The gate hands over each new QUIC Initial of a flow that was decided by its name: it may be another name.
-        return not (packet.protocol == packets.UDP and "name" in decision.scope)
+        if packet.protocol != packets.UDP or "name" not in decision.scope:
+            return True
+        # The gate hands over each QUIC Initial of a flow that was decided by its name: it may be another name.
+        handshake = self._handshakes.get(flow.id)
+        return handshake is not None and handshake.continues(packet.payload)
 
     def _answer_again(self, flow: Flow, frame: bytes) -> None:
         decision = flow.decision
         if decision is None:
             return
-        self.force.install(decision, FLOW_ONLY, self._flow_key(flow, self.force), flow.name or Name())
+        self.force.repeat(flow.verdict_id, self._flow_key(flow, self.force))
         if decision.verdict.passes:
             self._release(flow, frame)
         else:
             self.counts.discarded += 1
+
+    def _abandon(self, flow: Flow) -> None:
+        """Another connection has the flow's tuple and socket now: what waits of this one must not meet it."""
+        flow.abandoned = True
+        self.counts.discarded += len(flow.waiting.frames)
+        if flow.waiting.timer is not None:
+            flow.waiting.timer.cancel()
+        flow.waiting = IDLE
+        self.flows.forget(flow)
 
     def _room(self, flow: Flow, frame: bytes) -> bool:
         """Bound what one flow may have waiting beyond its first frame, which segmentation offload makes as long as it
@@ -173,7 +194,7 @@ class Gatekeeper:
             self._read_segment(flow, frame, packet)
         else:
             # Undecided and without payload: the handshake and its acknowledgements carry nothing to judge.
-            self._unqueue(flow, frame)
+            self._unqueue(flow)
             self._release(flow, frame)
 
     def _connected(self, flow: Flow) -> bool:
@@ -182,7 +203,7 @@ class Gatekeeper:
 
     def _late(self, flow: Flow, packet: Packet) -> bool:
         """Has this flow's first payload gone by already? Then nothing that comes now may be read as its hello."""
-        if flow.held.flags & FlowFlag.PAYLOAD_PASSED:
+        if flow.passed or flow.held.flags & FlowFlag.PAYLOAD_PASSED:
             return True
         # A socket that the gate never saw connect: older than the gate, or outside of its control group.
         unknown = flow.held.flags & FlowFlag.NO_STORAGE and flow.decision is None
@@ -191,13 +212,15 @@ class Gatekeeper:
     def _read_segment(self, flow: Flow, frame: bytes, packet: Packet) -> None:
         waiting = flow.waiting
         if waiting.stream is None or waiting.hello is None:
-            waiting.stream = StreamAssembler(self._bounds.bytes)
+            waiting.stream = StreamAssembler(self._bounds.bytes, start=flow.start)
             waiting.hello = HelloAssembler(self._bounds.bytes)
-        push = waiting.stream.push(packet.seq, packet.payload, syn=bool(packet.flags & packets.SYN))
+        # More than the bound can be no hello's: cut, so that what is none is still called so.
+        payload = packet.payload[: self._bounds.bytes]
+        push = waiting.stream.push(packet.seq, payload, syn=bool(packet.flags & packets.SYN))
         if push.outcome is Outcome.DUPLICATE:
             # Sent again because we hold it: the first copy is the one that leaves.
             self.counts.duplicates += 1
-            self._unqueue(flow, frame)
+            self._unqueue(flow)
             return
         if push.outcome is Outcome.CONFLICT:
             self._judge_payload(flow, stated(NameState.MALFORMED, waiting.stream.reason))
@@ -241,6 +264,10 @@ class Gatekeeper:
     def _judge_payload(self, flow: Flow, reading: HelloReading) -> None:
         flow.name = reading.name
         flow.hello = reading.hello() if reading.whole else flow.hello
+        if flow.waiting.quic is not None:
+            self._handshakes[flow.id] = flow.waiting.quic
+            if len(self._handshakes) > _HANDSHAKES:
+                self._handshakes.popitem(last=False)
         event = Event.PAYLOAD if flow.tuple.transport == packets.TCP else Event.DATAGRAM
         self._start(flow, Stage.PAYLOAD, event)
 
@@ -265,27 +292,28 @@ class Gatekeeper:
             self._journal.note("failure", what="judging a flow", error=repr(task.exception()))
 
     async def _judge(self, flow: Flow, stage: Stage, event: Event) -> None:
-        force = self.force
         if event is Event.LATE:
             self._recall_name(flow)
-            if self._owners.complete(flow):
-                self._conclude(flow, force, await self._facts(flow, event), _INBOUND, stage)
+            # With storage the gate saw it connect: whoever listens on its local port did not accept it.
+            if flow.held.flags & FlowFlag.NO_STORAGE and self._owners.complete(flow):
+                facts = await self._facts(flow, event)
+                self._conclude(flow, self.force, facts, _INBOUND, stage)
                 return
             if flow.held.identity.tgid and not flow.held.identity.exec_stamp:
                 flow.held = flow.held._replace(identity=self._identifier.adopt(flow.held.identity))
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
-        ordered = self._ordered(flow)
-        if ordered is not None:
-            self._conclude(flow, force, await self._facts(flow, event), ordered, stage)
-            return
-        for _ in range(_RETRIES):
+        while True:
             force = self.force
             facts = await self._facts(flow, event)
-            decision = await force.judge.decide(facts, stage, now=now())
+            decision = self._ordered(flow)
+            if decision is None:
+                judged = await force.judge.decide(facts, stage, now=now())
+                # Asked again: the word may have been given while the policy was thinking.
+                decision = self._ordered(flow) or self.by_posture(judged, facts)
             if force is self.force:
                 break
             # The generation changed while this one was asked: its answer is nobody's any more.
-        self._conclude(flow, force, facts, self._by_posture(decision, facts), stage)
+        self._conclude(flow, force, facts, decision, stage)
 
     async def _facts(self, flow: Flow, event: Event) -> Facts:
         return await self._identifier.facts(
@@ -327,14 +355,15 @@ class Gatekeeper:
             reason = Reason("verdict set", order.reason or f"{order.by} {order.value} {order.word}")
             flow.decision = Decision(Verdict(order.word), FLOW_FACTS, (reason,))
             flow.by_person = True
-            self.force.install(flow.decision, FLOW_ONLY, self._flow_key(flow, self.force), flow.name or Name())
+            key = self._flow_key(flow, self.force)
+            flow.verdict_id = self.force.install(flow.decision, FLOW_ONLY, key, flow.name or Name())
             observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
             if not observed:
                 cut += self.cut(flow)
             self.tell(flow, flow.decision, flow.stage, observed=observed)
         return cut
 
-    def _by_posture(self, decision: Decision, facts: Facts) -> Decision:
+    def by_posture(self, decision: Decision, facts: Facts) -> Decision:
         """What no rule speaks about, and nobody can answer for: the posture does."""
         if decision.verdict is not Verdict.ALLOW:
             return decision
@@ -352,6 +381,8 @@ class Gatekeeper:
 
     def _conclude(self, flow: Flow, force: Force, facts: Facts, decision: Decision, stage: Stage) -> None:
         """Write the verdict, then let the frames go or discard them, then tell."""
+        if flow.abandoned:
+            return
         waiting = flow.waiting
         observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
         self.counts.judged += 1
@@ -365,6 +396,8 @@ class Gatekeeper:
         )  # fmt: skip
         if open_name:
             flow.decision = replace(decision, verdict=Verdict.UNDECIDED)
+        elif decision.verdict is Verdict.ALLOW or observed:
+            flow.passed = flow.passed or decision.verdict is not Verdict.UNDECIDED
         held_ns = _monotonic() - waiting.since if waiting.since else 0
         if decision.verdict is Verdict.UNDECIDED or open_name:
             waiting.judging = None
@@ -401,9 +434,10 @@ class Gatekeeper:
 
     # ---- the way out
 
-    def _unqueue(self, flow: Flow, frame: bytes) -> None:
-        flow.waiting.frames.remove(frame)
-        flow.waiting.bytes -= len(frame)
+    @staticmethod
+    def _unqueue(flow: Flow) -> None:
+        """Take the newest frame back. Not by its bytes: an older one may have the same."""
+        flow.waiting.bytes -= len(flow.waiting.frames.pop())
 
     def _release(self, flow: Flow, frame: bytes) -> None:
         if flow.held.flags & FlowFlag.CLONED:
@@ -421,7 +455,7 @@ class Gatekeeper:
 
     @staticmethod
     def _flow_key(flow: Flow, force: Force) -> FlowKey:
-        return FlowKey(flow.tuple, force.number, flow.held.exe_key, flow.held.cookie)
+        return flow_key(flow, force.number)
 
     # ---- telling
 
@@ -473,6 +507,38 @@ class Gatekeeper:
 
 
 _INBOUND = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),), ttl=None)
+
+
+def flow_key(flow: Flow, generation: int) -> FlowKey:
+    """Return the key under which the gate looks a flow's own verdict up.
+
+    For datagrams with the executable that is known by now, not with the one that the gate knew when it held: under 0
+    the verdict would serve every other program on a shared socket that nobody has looked up yet.
+    """
+    exe = 0 if flow.tuple.transport == packets.TCP else flow.exe or flow.held.exe_key
+    return FlowKey(flow.tuple, generation, exe, flow.held.cookie)
+
+
+def _another(flow: Flow, held: Held, packet: Packet) -> bool:
+    """Is this not the flow that is known by this tuple and socket? A TCP socket may connect anew from the same port
+    (connect() with AF_UNSPEC ends the connection before), and a UDP socket may be shared by several programs."""
+    if packet.protocol != packets.TCP:
+        return _program(flow.held.identity) != _program(held.identity)
+    if packet.flags & packets.SYN and not packet.flags & packets.ACK:
+        return flow.start != _first_byte(packet)
+    # The gate calls it the first payload since connect(), and one was judged already.
+    first = not held.flags & (FlowFlag.HOLDING | FlowFlag.PAYLOAD_PASSED | FlowFlag.NO_STORAGE)
+    judged = flow.decision is not None and flow.stage is Stage.PAYLOAD
+    return first and judged and packet.payload_end > packet.payload_offset
+
+
+def _program(identity: Identity) -> Identity:
+    """Who it is, whichever thread asked and whether or not the executable has been looked up yet."""
+    return identity._replace(tid=0, exe=0)
+
+
+def _first_byte(packet: Packet) -> int:
+    return (packet.seq + 1) & 0xFFFFFFFF
 
 
 def _monotonic() -> int:

@@ -6,19 +6,29 @@ directory, so that a restart keeps them; the never-deny list is written anew at 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import os
+import posixpath
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.abi.numbers import DestinationClass, KernelVerdict, NameClass, Present, StrategyKind
+from engine.abi.numbers import (
+    NAME_MAX_KERNEL,
+    DestinationClass,
+    KernelVerdict,
+    NameClass,
+    Present,
+    StrategyKind,
+)
 from engine.abi.records import DestinationKey, NameKey, SourceKey, StrategyKey, VerdictEntry
 from engine.config import NeverDeny
-from engine.errors import StateError, UsageError
+from engine.errors import SallyportError, StateError, UsageError
 from engine.model.decision import Reason
 from engine.model.name import NamePattern
 from engine.ports import Gate
@@ -38,6 +48,9 @@ _SELECTORS = {
     "strategy": ("exe", "cgroup", "uid", "dest", "port"),
 }
 _ANYWHERE = bytes(16)
+_LAST_PORT, _LAST_UID = 0xFFFF, 0xFFFFFFFE
+_LAST_SECOND = 1 << 33
+"""The year 2242: what is later cannot be counted in the gate's nanoseconds for sure, and was meant as never."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +78,57 @@ class Order:
             order = cls(**given)
         except TypeError as error:
             raise UsageError("The setting is not understood", hint=str(error)) from error
+        if not all(isinstance(text, str) for text in (order.kind, order.by, order.value, order.word, order.reason)):
+            raise UsageError("The setting is not understood", hint="Its selector, word and reason are texts.")
         words = _VERDICTS if order.kind == "verdict" else _STRATEGIES
         if order.by not in _SELECTORS.get(order.kind, ()) or order.word not in words:
             raise UsageError(f"{order.kind} cannot set {order.by} to {order.word}")
+        if type(order.port) is not int or not 0 <= order.port <= _LAST_PORT:
+            raise UsageError(f"{order.port!r} is no port", hint=f"Ports are 1 to {_LAST_PORT}.")
+        if order.transport not in ("", *_TRANSPORTS):
+            raise UsageError(f"{order.transport!r} is no transport", hint="tcp or udp.")
+        if (order.port or order.transport) and order.by != "dest":
+            raise UsageError("A port and a transport go with a destination")
+        if type(order.expires) not in (int, float) or not 0 <= order.expires < _LAST_SECOND:
+            raise UsageError(f"{order.expires!r} is no time that a setting can expire at")
         return cls(**{**asdict(order), "value": _canonical(order.by, order.value)})
 
 
 def _canonical(by: str, value: str) -> str:
     try:
         if by in ("dest", "source"):
-            return str(ipaddress.ip_network(value, strict=False))
+            return str(_network(value))
         if by == "name":
             return str(NamePattern.parse(value))
-        if by in ("uid", "port"):
-            return str(int(value))
+        if by == "uid":
+            return str(_number(value, 0, _LAST_UID))
+        if by == "port":
+            return str(_number(value, 1, _LAST_PORT))
     except ValueError as error:
         raise UsageError(
             f"{value!r} is no {by}: {error}", hint="Examples: 192.0.2.0/24, 2001:db8::1, *.example.com, 1000."
         ) from error
     if by in ("exe", "cgroup") and not value.startswith("/"):
         raise UsageError(f"{value!r} is no absolute path")
+    if by == "cgroup":
+        return posixpath.normpath("/" + value.lstrip("/"))
     return value
+
+
+def _network(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    network = ipaddress.ip_network(value, strict=False)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        # One prefix, one spelling: to the gate, and in every flow, it is IPv4.
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _number(text: str, least: int, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        raise ValueError(f"not a number from {least} to {most}")
+    return int(text)
 
 
 class Orders:
@@ -109,6 +152,8 @@ class Orders:
         self._executables = executables
         self._orders: dict[tuple[str, str, str, int, str], Order] = {}
         self._numbers: dict[int, Order] = {}
+        self._placed: dict[tuple[str, str, str, int, str], set[Any]] = {}
+        """The kernel keys of each setting."""
         self._never: list[DestinationKey] = []
 
     def start(self, never_deny: tuple[NeverDeny, ...]) -> None:
@@ -123,7 +168,7 @@ class Orders:
                 for port in entry.ports or (0,):
                     wanted.add(DestinationKey(DestinationClass.NEVER_DENY, transport, port, address, bits))
         self._never = sorted(wanted)
-        for order in self._read():
+        for order in map(self._here, self._read()):
             self._orders[order.selector] = order
         self._on_change(self.present())
         for key in self._never:
@@ -161,14 +206,34 @@ class Orders:
     def set(self, order: Order) -> None:
         """Put a setting in force, in place of one with the same selector. The file is written first: what stands
         in the kernel survives a restart."""
+        order = self._here(order)
         if order.by == "cgroup":
             self._cgroup_id(order.value)
+        before = self._orders.get(order.selector)
         self._orders[order.selector] = order
-        self._write()
+        try:
+            self._write()
+            self._on_change(self.present())
+            self._put(order)
+        except SallyportError:
+            # What is not in force must not come into force at the next start.
+            self._forget(order, before)
+            raise
+
+    def _forget(self, order: Order, before: Order | None) -> None:
+        if before is None:
+            del self._orders[order.selector]
+            self._remove(order)
+        else:
+            self._orders[order.selector] = before
+        with contextlib.suppress(StateError):
+            self._write()
         self._on_change(self.present())
-        self._put(order)
 
     def clear(self, selector: tuple[str, str, str, int, str]) -> bool:
+        kind, by, value, port, transport = selector
+        if by == "cgroup":
+            selector = kind, by, self._below(value), port, transport
         order = self._orders.pop(selector, None)
         if order is None:
             return False
@@ -178,7 +243,8 @@ class Orders:
         return True
 
     def expire(self) -> list[Order]:
-        """Forget what has expired. Return it."""
+        """Forget what has expired, and follow control groups that were made anew. Return what was forgotten."""
+        self._follow_cgroups()
         gone = [order for order in self._orders.values() if order.expires and order.expires <= time.time()]
         for order in gone:
             self.clear(order.selector)
@@ -207,7 +273,16 @@ class Orders:
         """An executable was seen for the first time: settings by its path hold for it."""
         for order in self._orders.values():
             if order.by == "exe" and order.value == record.path:
-                self._gate.put_strategy(StrategyKey(StrategyKind.EXE, record.id), self._entry(order))
+                key = StrategyKey(StrategyKind.EXE, record.id)
+                self._placed.setdefault(order.selector, set()).add(key)
+                self._gate.put_strategy(key, self._entry(order))
+
+    def _follow_cgroups(self) -> None:
+        """A service that is restarted gets a control group of the same path and another number."""
+        for order in self._orders.values():
+            if order.by == "cgroup" and set(self._keys(order)) != self._placed.get(order.selector, set()):
+                self._remove(order)
+                self._put(order)
 
     # ---- kernel entries
 
@@ -215,7 +290,9 @@ class Orders:
         """Write the entries of a setting. Return their keys."""
         entry = self._entry(order)
         keys: list[Any] = []
+        placed = self._placed.setdefault(order.selector, set())
         for key in self._keys(order):
+            placed.add(key)
             if isinstance(key, DestinationKey):
                 self._gate.put_destination(key, entry)
             elif isinstance(key, NameKey):
@@ -228,7 +305,9 @@ class Orders:
         return keys
 
     def _remove(self, order: Order) -> None:
-        for key in self._keys(order):
+        # The keys that were written, not those that it would have now: a control group may be gone, an executable
+        # forgotten.
+        for key in self._placed.pop(order.selector, set()):
             if isinstance(key, DestinationKey):
                 self._gate.remove_destination(key)
             elif isinstance(key, NameKey):
@@ -250,6 +329,8 @@ class Orders:
     def _keys(self, order: Order) -> list[DestinationKey | NameKey | SourceKey | StrategyKey]:
         if order.by == "name":
             pattern = NamePattern.parse(order.value)
+            if len(pattern.value) > NAME_MAX_KERNEL:
+                return []  # the gate hands every longer name to the engine, which knows the setting
             return [NameKey(NameClass.SET, pattern.key() + (b"" if pattern.below else b"\0"))]
         if order.by == "source":
             address, bits = network_bits(ipaddress.ip_network(order.value))
@@ -273,12 +354,17 @@ class Orders:
             transports = (_TRANSPORTS[order.transport],)
         return [DestinationKey(kind, transport, port, address, bits) for transport in transports]
 
+    def _here(self, order: Order) -> Order:
+        return replace(order, value=self._below(order.value)) if order.by == "cgroup" else order
+
+    def _below(self, path: str) -> str:
+        """Return a control group's path below the mount, as /proc shows it; the folder's own path is in use as well."""
+        mount = str(self._mount).rstrip("/")
+        return path[len(mount) :] or "/" if path == mount or path.startswith(mount + "/") else path
+
     def _cgroup_id(self, path: str, *, missing_is_none: bool = False) -> int | None:
-        # Both spellings are in use: the path below the mount, as /proc shows it, and the folder's own.
-        below = Path(path).relative_to(self._mount) if Path(path).is_relative_to(self._mount) else path.lstrip("/")
-        folder = self._mount / below
         try:
-            return folder.stat().st_ino
+            return (self._mount / path.lstrip("/")).stat().st_ino
         except OSError as error:
             if missing_is_none:
                 return None
@@ -290,8 +376,8 @@ class Orders:
         if not self._file.exists():
             return []
         try:
-            orders = [Order(**given) for given in json.loads(self._file.read_text())]
-        except (OSError, ValueError, TypeError) as error:
+            orders = [Order.make(given) for given in json.loads(self._file.read_text())]
+        except (OSError, ValueError, TypeError, UsageError) as error:
             raise StateError(
                 f"The settings in {self._file} cannot be read: {error}", hint="Mend the file or remove it."
             ) from error
@@ -300,7 +386,11 @@ class Orders:
     def _write(self) -> None:
         fresh = self._file.with_suffix(".new")
         try:
-            fresh.write_text(json.dumps([asdict(order) for order in self._orders.values()], indent=1) + "\n")
+            with fresh.open("w") as stream:
+                stream.write(json.dumps([asdict(order) for order in self._orders.values()], indent=1) + "\n")
+                stream.flush()
+                # An empty file after a power cut would keep the engine from starting.
+                os.fsync(stream.fileno())
             fresh.replace(self._file)
         except OSError as error:
             raise StateError(f"The setting could not be kept in {self._file}: {error.strerror}") from error

@@ -18,8 +18,9 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from engine.abi.records import FlowKey
+from engine.abi.numbers import FlowFlag
 from engine.config import Mode
+from engine.errors import SallyportError
 from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import Event, Facts, Name, NameState
 from engine.ports import Gate
@@ -27,7 +28,7 @@ from engine.protocols import packet as packets
 from engine.runtime.entries import Numbers, reach
 from engine.runtime.flows import Flow
 from engine.runtime.force import Force
-from engine.runtime.gatekeeper import Gatekeeper, now
+from engine.runtime.gatekeeper import Gatekeeper, flow_key, now
 from engine.runtime.identify import Identifier
 
 _KEEP_OLD = 5.0
@@ -59,7 +60,12 @@ class Switch:
         gatekeeper = self._gatekeeper
         old = gatekeeper.force
         force.begin()
-        force.deny_sources(force.policy.source_deny)
+        try:
+            force.deny_sources(force.policy.source_deny)
+        except SallyportError:
+            # The next candidate gets the same number: nothing of this one may stand under it.
+            force.withdraw()
+            raise
         await self._judge_all(force, done)
         self._gate.set_generation(force.number)
         gatekeeper.force = force
@@ -79,14 +85,14 @@ class Switch:
             stage, judged = await self._judge(flow, force)
             done.judged += 1
             where = reach(judged, flow.facts, stage, self._numbers(flow), force.number) if flow.facts else None
-            key = FlowKey(flow.tuple, force.number, flow.held.exe_key, flow.held.cookie)
             if where is not None:
-                flow.verdict_id = force.install(judged, where, key, flow.name or Name())
+                flow.verdict_id = force.install(judged, where, flow_key(flow, force.number), flow.name or Name())
             flow.decision, flow.generation, flow.stage = judged, force.number, stage
             if decision.verdict.passes and not judged.verdict.passes and flow.facts is not None:
-                if self._enforcing and self._gatekeeper.cut(flow):
+                observed = not self._enforcing or bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+                if not observed and self._gatekeeper.cut(flow):
                     done.cut += 1
-                self._gatekeeper.tell(flow, judged, stage, observed=not self._enforcing)
+                self._gatekeeper.tell(flow, judged, stage, observed=observed)
 
     async def _judge(self, flow: Flow, force: Force) -> tuple[Stage, Decision]:
         """Judge a flow in progress as the new policy would have from its start."""
@@ -100,7 +106,8 @@ class Switch:
         event = Event.DATAGRAM if transport == packets.UDP else Event.PAYLOAD if flow.name else Event.LATE
         name = flow.name or Name("", NameState.UNSEEN)
         flow.facts = await self._facts(flow, event, name)
-        return Stage.PAYLOAD, await force.judge.decide(flow.facts, Stage.PAYLOAD, now=now())
+        judged = await force.judge.decide(flow.facts, Stage.PAYLOAD, now=now())
+        return Stage.PAYLOAD, self._gatekeeper.by_posture(judged, flow.facts)
 
     async def _facts(self, flow: Flow, event: Event, name: Name | None) -> Facts:
         return await self._identifier.facts(event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.hello)

@@ -97,6 +97,9 @@ class Telling:
 
     def _remember(self, event: VerdictEvent, name: Name, verdict: Verdict, reasons: tuple[Reason, ...]) -> Flow:
         """A flow that the kernel decided by itself: a reload must find it too."""
+        known = self._gatekeeper.flows.by_cookie(event.cookie)
+        if known is not None and known.tuple == event.tuple and known.waiting.frames:
+            return known  # its held frames are being judged, and the answer will stand here
         held = Held(
             event.identity, event.cookie, event.time, event.ifindex, event.generation, event.verdict_id, 0,
             event.stage, event.flags,
@@ -108,5 +111,6 @@ class Telling:
         flow.stage = Stage.PAYLOAD if event.stage == StageNumber.PAYLOAD else Stage.CONNECT
         flow.verdict_id = event.verdict_id
         flow.by_person = event.origin in _BY_PERSON
+        flow.passed = verdict.passes or bool(event.flags & _OBSERVE)
         self._gatekeeper.flows.add(flow)
         return flow

@@ -1,0 +1,336 @@
+"""bpf/gate.c's egress program in plain Python, over the simulated maps: what would the kernel do with this packet?
+
+The precedence, step for step as gate.c has it: socket storage, never-deny, a person's word on the destination, the
+flow's own verdict, strategy, connect verdicts shape by shape, a person's word on the name, name verdicts, hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engine.abi.numbers import (
+    NAME_MAX_KERNEL,
+    DestinationClass,
+    FlowFlag,
+    KernelVerdict,
+    Mode,
+    NameClass,
+    Origin,
+    Present,
+    Shape,
+    StageNumber,
+    StrategyKind,
+)
+from engine.abi.records import (
+    ConnectKey,
+    DestinationKey,
+    FlowKey,
+    Held,
+    Identity,
+    Plan,
+    StrategyKey,
+    Tuple,
+    VerdictEntry,
+)
+from engine.model.facts import NameState
+from engine.protocols import packet as packets
+from engine.protocols.packet import Packet
+from engine.protocols.tls import parse_hello
+from tests.support.simulator import SimulatedGate
+
+NOBODY = Identity(0, 0, 0, 0, 0, 0)
+_WINDOW = 4096
+_PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
+
+
+class Outcome(Enum):
+    PASS = 1
+    DROP = 2
+    HOLD = 3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`origin` NONE: decided by no entry in this run (socket storage, or nothing to judge)."""
+
+    outcome: Outcome
+    origin: Origin = Origin.NONE
+    entry: VerdictEntry | None = None
+
+
+@dataclass
+class Socket:
+    """A socket with the storage that the connect hook gives it; `stored` False: the gate never saw it connect."""
+
+    cookie: int
+    identity: Identity
+    stored: bool = True
+    verdict: int = KernelVerdict.NONE
+    generation: int = 0
+    expires: int = 0
+    verdict_id: int = 0
+    flags: int = 0
+
+
+@dataclass
+class Egress:
+    """One guarded interface."""
+
+    gate: SimulatedGate
+    ifindex: int = 7
+    told: list[tuple[Tuple, Origin, VerdictEntry]] = field(default_factory=list)
+    """What the ring would carry."""
+
+    def packet(self, socket: Socket, frame: bytes) -> Judged:
+        """Judge an Ethernet frame that leaves through this socket; a held one is noted in the map `held`."""
+        gate = self.gate
+        mode, present = gate.config().mode, Present(gate.config().present)
+        generation = gate.generation()
+        packet = packets.parse(frame)
+        assert isinstance(packet, Packet), packet
+        observe = mode == Mode.OBSERVE or bool(socket.flags & FlowFlag.OBSERVE)
+        undecided = False
+        if mode == Mode.PANIC or socket.flags & FlowFlag.INBOUND:
+            return Judged(Outcome.PASS)
+        if socket.stored and socket.generation == generation and self._unexpired(socket.expires):
+            if socket.verdict in _PASSING:
+                return Judged(Outcome.PASS)
+            if socket.verdict == KernelVerdict.UNDECIDED:
+                undecided = True
+            elif socket.verdict:
+                return Judged(Outcome.PASS if observe else Outcome.DROP)
+        tcp = packet.protocol == packets.TCP
+        length = packet.payload_end - packet.payload_offset
+        flow = Tuple(packet.source_key, packet.dest_key, packet.sport, packet.dport, packet.protocol)
+        if tcp and not length:
+            if packet.flags & packets.RST:
+                return Judged(Outcome.PASS)
+            if not socket.stored and (not packet.flags & packets.SYN or packet.flags & packets.ACK):
+                return Judged(Outcome.PASS)
+        if Present.NEVER_DENY in present and self._destination(DestinationClass.NEVER_DENY, flow):
+            if length:
+                socket.flags |= FlowFlag.PAYLOAD_PASSED
+            return Judged(Outcome.PASS, Origin.NEVER_DENY)
+        who = self._who(socket)
+        key = FlowKey(flow, generation, who.exe if who and not tcp else 0, socket.cookie)
+        run = _Run(socket, flow, key, generation, observe, tcp)
+        quic = not tcp and _quic_initial(packet.payload)
+        if Present.SET_DEST in present and (entry := self._destination(DestinationClass.SET, flow)):
+            return self._apply(run, entry, Origin.SET)
+        entry = gate.standing(gate.flows.get(key))
+        if entry is not None:
+            if entry.verdict == KernelVerdict.UNDECIDED:
+                undecided = True
+            elif entry.by_name and quic:
+                return self._hold(run, StageNumber.PAYLOAD, length)
+            else:
+                return self._apply(run, entry, Origin.FLOW)
+        run.observe = mode == Mode.OBSERVE
+        socket.flags &= ~FlowFlag.OBSERVE
+        if present & (Present.STRATEGY_DEST | Present.STRATEGY_ID):
+            entry = self._strategy(present, who, flow)
+            if entry is not None and entry.verdict == KernelVerdict.IGNORE:
+                return self._apply(run, entry, Origin.STRATEGY)
+            if entry is not None and entry.verdict == KernelVerdict.OBSERVE:
+                run.observe = True
+                socket.flags |= FlowFlag.OBSERVE if socket.stored else 0
+        plan = gate.plan(generation)
+        if plan.generation != generation:
+            return self._hold(run, StageNumber.CONNECT, length)
+        allowed: VerdictEntry | None = None
+        if not undecided:
+            entry = self._connect(plan, who, flow)
+            if entry is None:
+                return self._hold(run, StageNumber.CONNECT, length)
+            if entry.verdict == KernelVerdict.ALLOW and Present.SET_NAME in present:
+                allowed = entry
+            elif entry.verdict != KernelVerdict.UNDECIDED:
+                return self._apply(run, entry, Origin.DEST)
+        if not tcp:
+            if allowed is not None and not quic:
+                return self._apply(run, allowed, Origin.DEST)
+            return self._hold(run, StageNumber.PAYLOAD, length)
+        passed = bool(socket.stored and socket.flags & FlowFlag.PAYLOAD_PASSED)
+        if socket.stored and allowed is None and not passed:
+            socket.verdict, socket.generation, socket.expires = KernelVerdict.UNDECIDED, generation, 0
+        if passed:
+            return self._hold(run, StageNumber.PAYLOAD, length)
+        if not length:
+            return Judged(Outcome.PASS)
+        if not socket.stored or socket.flags & FlowFlag.HOLDING:
+            return self._hold(run, StageNumber.PAYLOAD, length)
+        return self._first_payload(run, plan, who, packet.payload, allowed, present)
+
+    def refuses(self, who: Identity, flow: Tuple) -> bool:
+        """Would connect() be refused with EPERM at once?"""
+        gate, present = self.gate, Present(self.gate.config().present)
+        if Present.NEVER_DENY in present and self._destination(DestinationClass.NEVER_DENY, flow):
+            return False
+        entry = self._destination(DestinationClass.SET, flow) if Present.SET_DEST in present else None
+        if entry is None:
+            strategy = self._strategy(present, who, flow)
+            if strategy is not None and strategy.verdict != KernelVerdict.ENFORCE:
+                return False
+            plan = gate.plan(gate.generation())
+            entry = self._connect(plan, who, flow) if plan.generation == gate.generation() else None
+        return entry is not None and entry.verdict in (KernelVerdict.DENY, KernelVerdict.REJECT)
+
+    # ---- look-ups
+
+    def _unexpired(self, expires: int) -> bool:
+        return not expires or self.gate.clock() < expires
+
+    def _who(self, socket: Socket) -> Identity | None:
+        if not socket.stored:
+            return None
+        process = self.gate.process(socket.identity.tgid)
+        if not socket.identity.exe and process and process.exec_stamp == socket.identity.exec_stamp:
+            socket.identity = socket.identity._replace(exe=process.exe)
+        return socket.identity
+
+    def _destination(self, kind: DestinationClass, flow: Tuple) -> VerdictEntry | None:
+        for transport, port in ((flow.transport, flow.dport), (flow.transport, 0), (0, 0)):
+            found = self.gate.longest_destination(DestinationKey(kind, transport, port, flow.dst))
+            if entry := self.gate.standing(found):
+                return entry
+        return None
+
+    def _strategy(self, present: Present, who: Identity | None, flow: Tuple) -> VerdictEntry | None:
+        if Present.STRATEGY_ID in present and who is not None:
+            kinds = ((StrategyKind.EXE, who.exe), (StrategyKind.CGROUP, who.cgroup), (StrategyKind.USER, who.uid))
+            for kind, value in kinds:
+                found = (
+                    self.gate.strategies.get(StrategyKey(kind, value)) if value or kind != StrategyKind.EXE else None
+                )
+                if entry := self.gate.standing(found):
+                    return entry
+        return self._destination(DestinationClass.STRATEGY, flow) if Present.STRATEGY_DEST in present else None
+
+    def _connect(self, plan: Plan, who: Identity | None, flow: Tuple) -> VerdictEntry | None:
+        for shape in plan.connect_shapes:
+            key = key_of(shape, plan.generation, who, flow)
+            if key is not None and (entry := self.gate.standing(self.gate.connects.get(key))):
+                return entry
+        return None
+
+    def candidates(self, who: Identity | None, flow: Tuple, name: bytes = b"") -> list[VerdictEntry]:
+        """Every standing entry of the generation in force that matches, not only the first one."""
+        plan = self.gate.plan(self.gate.generation())
+        found = [self.gate.connects.get(key) for key in _keys(plan.connect_shapes, plan, who, flow)]
+        for key in _keys(plan.name_shapes, plan, who, flow) if name else ():
+            number = self.gate.classes.get(key)
+            found.append(None if number is None else self.gate.longest_name(number, name))
+        return [entry for one in found if (entry := self.gate.standing(one))]
+
+    def _first_payload(
+        self,
+        run: _Run,
+        plan: Plan,
+        who: Identity | None,
+        payload: bytes,
+        allowed: VerdictEntry | None,
+        present: Present,
+    ) -> Judged:
+        name = kernel_name(payload)
+        if not name:
+            return self._hold(run, StageNumber.PAYLOAD, len(payload))
+        if Present.SET_NAME in present:
+            entry = self.gate.standing(self.gate.longest_name(NameClass.SET, name))
+            if entry:
+                return self._apply(run, entry, Origin.SET)
+        if allowed is not None:
+            return self._apply(run, allowed, Origin.DEST)
+        for key in _keys(plan.name_shapes, plan, who, run.flow):
+            number = self.gate.classes.get(key)
+            if number is not None and (entry := self.gate.standing(self.gate.longest_name(number, name))):
+                return self._apply(run, entry, Origin.NAME)
+        return self._hold(run, StageNumber.PAYLOAD, len(payload))
+
+    # ---- what becomes of it
+
+    def _apply(self, run: _Run, entry: VerdictEntry, origin: Origin) -> Judged:
+        socket, passes = run.socket, entry.verdict in _PASSING
+        if socket.stored and run.tcp:
+            socket.verdict, socket.verdict_id = entry.verdict, entry.id
+            socket.generation, socket.expires = run.generation, entry.expires
+            socket.flags &= ~FlowFlag.HOLDING
+            if passes or run.observe:
+                socket.flags |= FlowFlag.PAYLOAD_PASSED
+        elif origin != Origin.FLOW:
+            self.gate.flows.put(run.key, entry)
+        if origin != Origin.FLOW:
+            self.told.append((run.flow, origin, entry))
+        return Judged(Outcome.PASS if passes or run.observe else Outcome.DROP, origin, entry)
+
+    def _hold(self, run: _Run, stage: StageNumber, length: int) -> Judged:
+        socket = run.socket
+        flags = socket.flags if socket.stored else int(FlowFlag.NO_STORAGE)
+        if run.observe:
+            flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
+        who = socket.identity if socket.stored else NOBODY
+        note = Held(
+            who, socket.cookie, self.gate.clock(), self.ifindex, run.generation,
+            socket.verdict_id if socket.stored else 0, run.key.exe, stage, flags,
+        )  # fmt: skip
+        if socket.stored and length:
+            socket.flags |= FlowFlag.HOLDING
+        self.gate.notes.put(run.flow, note)
+        self.gate.redirected += 1
+        return Judged(Outcome.HOLD)
+
+
+@dataclass
+class _Run:
+    socket: Socket
+    flow: Tuple
+    key: FlowKey
+    generation: int
+    observe: bool
+    tcp: bool
+
+
+def key_of(shape: int, generation: int, who: Identity | None, flow: Tuple) -> ConnectKey | None:
+    """Return the key of a shape, None when a fact of it is not known."""
+    if shape & ~Shape.DEST and (who is None or (shape & Shape.EXE and not who.exe)):
+        return None
+    dest = bool(shape & Shape.DEST)
+    return ConnectKey(
+        generation,
+        shape,
+        flow.transport if dest else 0,
+        flow.dport if dest else 0,
+        flow.dst if dest else bytes(16),
+        who.cgroup if who and shape & Shape.CGROUP else 0,
+        who.exe if who and shape & Shape.EXE else 0,
+        who.uid if who and shape & Shape.USER else 0,
+    )
+
+
+def _keys(shapes: tuple[int, ...], plan: Plan, who: Identity | None, flow: Tuple) -> list[ConnectKey]:
+    keys = (key_of(shape, plan.generation, who, flow) for shape in shapes)
+    return [key for key in keys if key is not None]
+
+
+def kernel_name(payload: bytes) -> bytes:
+    """Return the key of the name that the kernel reads from a first payload: reversed, with its NUL; empty where it
+    leaves the hello to the engine. (tests/host_c holds tls_hello.h itself to the engine's parser.)"""
+    whole = len(payload) > 9 and payload[:2] == b"\x16\x03" and payload[5] == 1 and len(payload) <= _WINDOW
+    record, size = int.from_bytes(payload[3:5], "big"), int.from_bytes(payload[6:9], "big") + 4
+    if not whole or record != size or record + 5 > len(payload):
+        return b""
+    name = parse_hello(payload[5 : 5 + size]).name
+    value = name.value.encode()
+    if name.state is not NameState.COMPLETE or name.ech or len(value) > NAME_MAX_KERNEL:
+        return b""
+    # A trailing dot is the engine's.
+    return b"" if value + b"." in payload.lower() else value[::-1] + b"\0"
+
+
+def _quic_initial(payload: bytes) -> bool:
+    if len(payload) < 1200:
+        return False
+    version = payload[1:5]
+    return (payload[0] & 0xF0 == 0xC0 and version == b"\0\0\0\1") or (
+        payload[0] & 0xF0 == 0xD0 and version == b"\x6b\x33\x43\xcf"
+    )
