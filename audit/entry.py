@@ -82,16 +82,17 @@ def encode(entry: Entry) -> bytes:
     except UnicodeEncodeError:
         # A path is bytes: os.fsdecode turns stray ones into lone surrogates, which UTF-8 cannot hold. A
         # program with such a name must not thereby escape the log.
-        return _encoder.encode(_plain_text(msgspec.to_builtins(entry)))
+        return _encoder.encode(plain_text(msgspec.to_builtins(entry)))
 
 
-def _plain_text(value: Any) -> Any:
+def plain_text(value: Any) -> Any:
+    """Return the value with lone surrogates, which UTF-8 cannot hold, written out as the bytes that they stand for."""
     if isinstance(value, str):
         return _SURROGATE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", value)
     if isinstance(value, dict):
-        return {_plain_text(key): _plain_text(inner) for key, inner in value.items()}
+        return {plain_text(key): plain_text(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_plain_text(inner) for inner in value]
+        return [plain_text(inner) for inner in value]
     return value
 
 

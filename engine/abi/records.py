@@ -233,10 +233,21 @@ class ProcessEvent(NamedTuple):
 
 
 class SocketEvent(NamedTuple):
+    """Flat, because there are tens of thousands a second; `identity` and `tuple` are made when asked for."""
+
     time: int
     type: int
-    identity: Identity
-    tuple: Tuple
+    cgroup: int
+    exec_stamp: int
+    tgid: int
+    tid: int
+    uid: int
+    exe: int
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    transport: int
     old_state: int
     srtt: int
     cookie: int
@@ -248,16 +259,21 @@ class SocketEvent(NamedTuple):
     retransmits: int
     flags: int
 
+    @property
+    def identity(self) -> Identity:
+        return Identity._make(self[2:8])
+
+    @property
+    def tuple(self) -> Tuple:
+        return Tuple._make(self[8:13])
+
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> SocketEvent:
-        fields = SOCKET_EVENT.unpack_from(data)
-        return cls(
-            fields[0], fields[1], Identity._make(fields[2:8]), Tuple._make(fields[8:13]), *fields[13:]
-        )  # fmt: skip
+        return cls._make(SOCKET_EVENT.unpack_from(data))
 
     def bytes_sent(self) -> int:
         """Payload bytes that the peer acknowledged: sequence space less the SYN and an acknowledged FIN
-        (RFC 9293 section 3.4; the states in which the FIN counts are FIN-WAIT-2, TIME-WAIT, LAST-ACK and CLOSING)."""
+        (RFC 9293 section 3.4)."""
         return max(0, self.bytes_acked - (self.bytes_acked > 0) - (self.old_state in _FIN_ACKNOWLEDGED))
 
 

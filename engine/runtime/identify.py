@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
@@ -66,7 +65,7 @@ class Identifier:
         self._users = users
         self._host = host
         self._interfaces = interfaces
-        self._dests: OrderedDict[tuple[bytes, int, int], Dest] = OrderedDict()
+        self._dests: dict[tuple[bytes, int, int], Dest] = {}
         self.on_executable: Callable[[int], None] = _nobody
         """Hears of each executable seen for the first time, before the gate does."""
         self._newest = identities.last_id
@@ -183,14 +182,18 @@ class Identifier:
         return self._interfaces.get(index, "")
 
     def dest(self, flow: Tuple) -> Dest:
-        key = (flow.dst, flow.dport, flow.transport)
+        return self.place(flow.dst, flow.dport, flow.transport)
+
+    def place(self, address_key: bytes, port: int, transport: int) -> Dest:
+        """Return the fact of a destination. The newest are kept; all are forgotten at once when there are too many."""
+        key = (address_key, port, transport)
         found = self._dests.get(key)
         if found is None:
-            address = net.from_key(flow.dst)
-            found = Dest(str(address), flow.dport, transport_of(flow.transport), net.locality(address))
+            if len(self._dests) >= _CACHE:
+                self._dests.clear()
+            address = net.from_key(address_key)
+            found = Dest(str(address), port, transport_of(transport), net.locality(address))
             self._dests[key] = found
-            if len(self._dests) > _CACHE:
-                self._dests.popitem(last=False)
         return found
 
 

@@ -10,11 +10,11 @@ from audit import ocsf
 from audit.entry import EntryType, note
 from audit.log import AuditLog
 from engine.abi.numbers import EventType, FlowFlag, KernelVerdict, Origin
-from engine.abi.records import ProcessEvent, SocketEvent, Tuple, VerdictEvent
+from engine.abi.records import ProcessEvent, SocketEvent, VerdictEvent
 from engine.model import net
 from engine.model.decision import Decision, Reason, Stage
 from engine.model.facts import Facts, Name
-from engine.runtime.identify import Identifier, transport_of
+from engine.runtime.identify import Identifier
 
 _OBSERVE, _INBOUND = int(FlowFlag.OBSERVE), int(FlowFlag.INBOUND)
 _VERDICT_WORDS = {
@@ -82,14 +82,11 @@ class Journal:
 
     def socket(self, event: SocketEvent) -> int | None:
         """A TCP socket opened or closed."""
-        identity = event.identity
-        flow = _tuple_flow(
-            self._identifier,
-            event.tuple,
-            event.cookie,
-            self._process(identity.tgid, identity.exe, identity.uid, identity.cgroup),
+        flow = _wire_flow(
+            self._identifier, event.src, event.sport, event.dst, event.dport, event.transport, event.cookie,
+            self._process(event.tgid, event.exe, event.uid, event.cgroup),
             "ingress" if event.flags & _INBOUND else "egress",
-        )
+        )  # fmt: skip
         if event.type == EventType.CLOSE:
             return self._log.append(
                 ocsf.socket_close(
@@ -111,13 +108,11 @@ class Journal:
         )
 
     def _kernel_flow(self, event: VerdictEvent, name: Name) -> ocsf.Flow:
-        identity = event.identity
+        identity, flow = event.identity, event.tuple
         process = self._process(identity.tgid, identity.exe, identity.uid, identity.cgroup)
-        flow = _tuple_flow(self._identifier, event.tuple, event.cookie, process, "egress")
-        return ocsf.Flow(
-            flow.src_ip, flow.src_port, flow.dst_ip, flow.dst_port, flow.transport, flow.direction,
-            self._identifier.interface(event.ifindex), flow.locality, flow.cookie, flow.process, name.value,
-            name.state.value if name.value else "", name.ech,
+        return _wire_flow(
+            self._identifier, flow.src, flow.sport, flow.dst, flow.dport, flow.transport, event.cookie, process,
+            "egress", self._identifier.interface(event.ifindex), name,
         )  # fmt: skip
 
     def _process(self, tgid: int, exe: int, uid: int, cgroup: int) -> ocsf.Process | None:
@@ -136,6 +131,7 @@ class Journal:
         return made
 
 
+_NO_NAME = Name()
 _PROCESSES = 4096
 _OFFSET_SECONDS = 60.0
 
@@ -172,14 +168,14 @@ def _process_of(identifier: Identifier, tgid: int, path: str, uid: int, cgroup: 
     return ocsf.Process(tgid, "", path, uid, identifier.user(uid).name, where.path, where.unit, where.container)
 
 
-def _tuple_flow(
-    identifier: Identifier, flow: Tuple, cookie: int, process: ocsf.Process | None, direction: str
-) -> ocsf.Flow:
-    dest = identifier.dest(flow)
-    src = _address(flow.src)
+def _wire_flow(
+    identifier: Identifier, src: bytes, sport: int, dst: bytes, dport: int, transport: int, cookie: int,
+    process: ocsf.Process | None, direction: str, interface: str = "", name: Name = _NO_NAME,
+) -> ocsf.Flow:  # fmt: skip
+    dest = identifier.place(dst, dport, transport)
     return ocsf.Flow(
-        src, flow.sport, dest.address, flow.dport, transport_of(flow.transport).value, direction,
-        locality=dest.locality, cookie=str(cookie) if cookie else "", process=process,
+        _address(src), sport, dest.address, dport, dest.transport.value, direction, interface, dest.locality,
+        str(cookie) if cookie else "", process, name.value, "complete" if name.value else "", name.ech,
     )  # fmt: skip
 
 
