@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from engine.errors import SallyportError
 from engine.kernel.detach import detach
-from engine.kernel.pins import BPFFS, Pins
+from engine.kernel.pins import BPFFS, Pins, Record
 from engine.lab.groups import Groups
 from engine.lab.journal import Journal, Plan
 from engine.lab.waiting import until
@@ -29,7 +30,7 @@ def undo(plan: Plan) -> list[str]:
     for folder in (groups.engine, groups.guarded):
         _end(folder)
     pins = Pins.of(plan.state)
-    if pins.root.exists() or pins.record.exists():
+    if _is_ours(pins, groups):
         problems += detach(pins).problems
     _end(plan.cgroup)
     if not _remove_group(plan.cgroup):
@@ -41,6 +42,13 @@ def undo(plan: Plan) -> list[str]:
         if plan.work.exists():
             problems.append(f"The folder {plan.work} cannot be removed")
     return problems
+
+
+def _is_ours(pins: Pins, groups: Groups) -> bool:
+    """Is there a gate, and is it the run's? A state directory that was given may be somebody else's by now."""
+    with suppress(FileNotFoundError, SallyportError):
+        return Record.read(pins.record).cgroup == str(groups.guarded)
+    return pins.root.exists() or pins.record.exists()
 
 
 def undo_abandoned() -> list[str]:

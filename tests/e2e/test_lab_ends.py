@@ -84,6 +84,19 @@ def test_what_a_killed_run_left_the_next_one_takes_away() -> None:
     assert residue(following.name) == []
 
 
+@pytest.mark.parametrize("moment", [BUILDING, FIRST])
+def test_a_run_that_is_killed_before_it_enforces_is_taken_away_too(moment: str) -> None:
+    with lab() as killed:
+        if moment is not BUILDING:
+            killed.line(moment)
+        killed.end(signal.SIGKILL)
+    assert residue(killed.name) != []
+    with lab() as following:
+        assert residue(killed.name) == []
+        following.end(signal.SIGINT)
+    assert residue(following.name) == []
+
+
 def test_a_second_run_leaves_the_first_one_alone() -> None:
     with lab() as first:
         first.line(STARTED)
@@ -93,3 +106,25 @@ def test_a_second_run_leaves_the_first_one_alone() -> None:
         assert " ok " in first.line(ENFORCED)
         first.end(signal.SIGINT)
     assert residue(first.name) == residue(second.name) == []
+
+
+BPFFS_WATCH = """
+import os
+from engine.lab.play import run_lab
+from engine.lab.scenarios import ALL
+
+def mounted():
+    return os.path.ismount("/sys/fs/bpf")
+
+seen = [mounted()]
+run_lab(ALL[:2], None, begun=lambda name: None, told=lambda result: seen.append(result.passed and mounted()))
+print(seen, mounted())
+"""
+
+
+def test_bpffs_is_mounted_for_the_run_alone() -> None:
+    # In a mount namespace of its own, so that the machine's bpffs stays where it is.
+    without = 'umount --recursive /sys/fs/bpf; exec "$@"'
+    words = ["unshare", "--mount", "--", "sh", "-c", without, "sh", COMMAND[0], "-Bc", BPFFS_WATCH]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=ENVIRONMENT, timeout=120)
+    assert done.stdout == "[False, True, True] False\n", done.stderr

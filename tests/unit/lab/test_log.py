@@ -1,0 +1,35 @@
+"""The log as scenarios read it, while it is being written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.lab.log import Entry, entries
+
+
+def test_a_line_that_is_being_written_is_not_an_entry_yet(tmp_path: Path) -> None:
+    log = tmp_path / "audit" / "log"
+    log.mkdir(parents=True)
+    (log / f"{1:020}.jsonl").write_text('{"type": "stop", "seq": 1}\n{"type": "st')
+    (log / f"{0:020}.jsonl").write_text('{"type": "start", "seq": 0}\n')
+    assert [entry.type for entry in entries(tmp_path)] == ["start", "stop"]
+
+
+def test_no_log_is_no_entries(tmp_path: Path) -> None:
+    assert list(entries(tmp_path)) == []
+
+
+def test_an_entry_says_what_it_is_about() -> None:
+    own: dict[str, Any] = {"reasons": [{"rule": "denied_names", "message": "no"}], "ignored": True, "would": "deny"}
+    body = {"dst_endpoint": {"hostname": "a.example"}, "unmapped": own}
+    entry = Entry(json.loads(json.dumps({"type": "flow", "generation": {"number": 3}, "ocsf": body})))
+    assert (entry.name, entry.rules, entry.ignored, entry.would, entry.generation) == (
+        "a.example", ["denied_names"], True, "deny", 3,
+    )  # fmt: skip
+
+
+def test_an_entry_about_no_flow_says_so() -> None:
+    entry = Entry({"type": "start", "detail": {}})
+    assert (entry.name, entry.rules, entry.ignored, entry.would, entry.generation) == ("", [], False, "", 0)
