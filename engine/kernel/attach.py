@@ -146,8 +146,8 @@ def _xdp(ip: IPRoute, index: int) -> tuple[int, int]:
     return _XDP_GENERIC if generic else _XDP_NATIVE, int(xdp.get_attr("IFLA_XDP_PROG_ID"))
 
 
-def standing_xdp(index: int, ours: frozenset[int]) -> bool:
-    """Is our XDP program attached? InterfaceError when somebody else's is."""
+def standing_xdp(index: int, ours: frozenset[int]) -> int:
+    """Return the id of our XDP program that is attached, 0 for none. InterfaceError when somebody else's is."""
     with _netlink("look at XDP") as ip:
         standing = _xdp(ip, index)[1]
         if standing and standing not in ours:
@@ -156,7 +156,7 @@ def standing_xdp(index: int, ours: frozenset[int]) -> bool:
                 f"Interface {name} already has an XDP program that is not ours",
                 hint=f'Remove it (ip link set {name} xdp off), or set mode = "off" in [xdp] of the configuration.',
             )
-        return bool(standing)
+        return standing
 
 
 def attach_xdp(index: int, program: int, mode: str) -> str:

@@ -97,6 +97,26 @@ def program_info(fd: int) -> ProgramInfo:
     return info
 
 
+class LinkInfo(ctypes.Structure):
+    """The head of struct bpf_link_info (linux/bpf.h) for a link to a control group."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("cgroup_id", ctypes.c_uint64),
+        ("attach_type", ctypes.c_uint32),
+    )
+
+
+def link_cgroup(link: int) -> int:
+    """Return the id of the control group that a link is attached to (its directory's inode), 0 when that is gone."""
+    info = LinkInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _call("bpf_obj_get_info_by_fd", link, ctypes.byref(info), ctypes.byref(size))
+    return int(info.cgroup_id)
+
+
 def map_update(fd: int, key: bytes, value: bytes) -> None:
     _call("bpf_map_update_elem", fd, key, value, ctypes.c_uint64(BPF_ANY))
 

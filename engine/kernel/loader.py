@@ -25,6 +25,7 @@ from typing import Any
 from engine.errors import KernelError, PrivilegeError, SallyportError
 from engine.kernel import attach, headers, libbpf
 from engine.kernel.detach import detach
+from engine.kernel.maps import Map
 from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
@@ -155,10 +156,13 @@ def _attach_all(
 ) -> None:
     """Identity first, then the gate, the sources last: a packet judged before its socket is known could only be held.
 
-    The pins are written before the attachments: should this process die in between, a detach still finds by them
-    which attached programs are ours.
+    The pins are written before the attachments, and those of the programs before stay until all is done: whatever
+    fails in between, a detach or the next try finds by them which attached programs are ours.
     """
-    ours = frozenset(int(libbpf.program_info(fd).id) for fd in (*before.values(), *fds.values()))
+    standing = {int(libbpf.program_info(fd).id): fd for fd in before.values()}
+    ours = frozenset((*standing, *(int(libbpf.program_info(fd).id) for fd in fds.values())))
+    for number, fd in standing.items():
+        libbpf.obj_pin(fd, pins.programs / f"before_{number}")
     loaded.hold_ifindex, loaded.held_ifindex = attach.make_hold_device(pins)
     for program in PROGRAMS:
         fd = fds[program.name]
@@ -182,8 +186,24 @@ def _attach_all(
     for name, index in loaded.interfaces.items():
         attach.attach_filter(index, attach.EGRESS, fds["gate_egress"], "gate_egress", ours)
         loaded.xdp[name] = "off"
-        if order.xdp != "off" and attach.standing_xdp(index, ours):
-            loaded.xdp[name] = attach.replace_xdp(index, fds["gate_ingress"], before.get("gate_ingress"))
+        if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
+            loaded.xdp[name] = attach.replace_xdp(index, fds["gate_ingress"], standing.get(number))
+    _let_go(pins, loaded, ours)
+    for pin in pins.programs.glob("before_*"):
+        pin.unlink()
+
+
+def _let_go(pins: Pins, loaded: Loaded, ours: frozenset[int]) -> None:
+    """Detach from interfaces that were guarded and are so no longer."""
+    guarded = Map(pins.maps / "interfaces")
+    for key in list(guarded.walk()):
+        index = int.from_bytes(key, "little")
+        if index not in loaded.interfaces.values():
+            with contextlib.suppress(KernelError):  # the interface itself is gone
+                attach.detach_filter(index, attach.EGRESS, ours)
+                attach.detach_xdp(index, ours)
+            guarded.remove(key)
+    guarded.close()
 
 
 def _link_cgroup(pins: Pins, program: Program, fd: int, cgroup: int) -> None:
@@ -193,14 +213,14 @@ def _link_cgroup(pins: Pins, program: Program, fd: int, cgroup: int) -> None:
     except FileNotFoundError:
         standing = -1
     if standing >= 0:
-        try:
+        # Another control group than before, or the one before is gone: a new link takes the pin's name, and the old
+        # one ends with it.
+        same = libbpf.link_cgroup(standing) == os.fstat(cgroup).st_ino
+        if same:
             libbpf.link_update(standing, fd)
+        os.close(standing)
+        if same:
             return
-        except OSError:
-            # The control group is gone, and its link with it: a new link takes the pin's name.
-            pass
-        finally:
-            os.close(standing)
     libbpf.obj_pin(libbpf.link_create(fd, cgroup, program.attach_type), pin)
 
 

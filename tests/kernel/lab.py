@@ -307,6 +307,11 @@ class Watch:
         self._events += found
         return found
 
+    def forget(self) -> None:
+        """Let go of the events so far."""
+        self.events()
+        self._events.clear()
+
     def event(self, wanted: Callable[[Event], bool]) -> Event:
         """Wait for an event."""
         end = time.monotonic() + DEADLINE
