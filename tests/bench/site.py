@@ -1,0 +1,112 @@
+"""Where the figures are taken: two namespaces joined by two equal wires, of which one has a gate.
+
+    client                                             server
+    gate0  198.18.0.1   <- veth, guarded ->  gate1  198.18.0.2 and all of 198.18.0.0/16
+    bare0  198.19.0.1   <- veth, bare    ->  bare1  198.19.0.2 and all of 198.19.0.0/16
+
+The addresses are those that RFC 2544 set aside for benchmarks. A bare client also runs outside of the guarded control
+group, so that no program of the gate sees anything of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from engine.errors import PrivilegeError
+from engine.kernel.pins import BPFFS
+from engine.lab.errors import LabError
+from engine.lab.gate import Gate
+from engine.lab.groups import Groups
+from engine.lab.interruption import undisturbed
+from engine.lab.journal import Journal, Plan
+from engine.lab.place import ROOT, Place, run
+from engine.lab.servers import make_certificates
+from engine.lab.topology import Namespace
+from engine.lab.undo import undo, undo_abandoned
+from engine.runtime.cgroups import find_mount
+
+GUARDED, BARE = "198.18.0.2", "198.19.0.2"
+_WIRES = (("gate", "198.18.0"), ("bare", "198.19.0"))
+
+
+class Site:
+    """Both sides, the policy and an engine that is not started yet."""
+
+    def __init__(self, plan: Plan, parts: ExitStack) -> None:
+        self.plan = plan
+        self.work = plan.work
+        self.work.mkdir(mode=0o700)
+        self.groups = Groups(plan.cgroup)
+        self.groups.make()
+        self.bare_group = plan.cgroup / "bare.service"
+        self.bare_group.mkdir()
+        make_certificates(self.work)
+        self.client = Namespace(self.groups.keepers)
+        parts.callback(self.client.close)
+        self.server = Namespace(self.groups.keepers)
+        parts.callback(self.server.close)
+        self._wire()
+        self.guarded = Place(self.client.path, self.groups.plain)
+        self.bare = Place(self.client.path, self.bare_group)
+        self.served = Place(self.server.path, self.groups.servers)
+        self.policy = self.work / "policy"
+        shutil.copytree(ROOT / "policies", self.policy)
+        self.gate = Gate(
+            Place(self.client.path, self.groups.engine), self.groups.guarded, self.policy, plan.state, self.work
+        )
+        parts.callback(self.gate.close)
+
+    def _wire(self) -> None:
+        client, server = ["link set lo up"], ["link set lo up"]
+        for name, net in _WIRES:
+            client += [
+                f"link add {name}0 type veth peer name {name}1 netns {self.server.keeper.pid}",
+                f"link set {name}0 addrgenmode none",
+                f"address add {net}.1/30 dev {name}0",
+                f"link set {name}0 up",
+                # By the other end as router: an address that is new must not cost a neighbour look-up as well.
+                f"route add {net}.0/16 via {net}.2",
+            ]
+            server += [
+                f"link set {name}1 addrgenmode none",
+                f"address add {net}.2/30 dev {name}1",
+                f"link set {name}1 up",
+                f"route add local {net}.0/16 dev lo",
+            ]
+        self.client.configure("\n".join(client))
+        self.server.configure("\n".join(server))
+
+    def compile(self, source: str) -> Path:
+        """Compile a C program that stands beside this file."""
+        binary = self.work / Path(source).stem
+        done = run(["cc", "-O2", "-Wall", "-o", str(binary), str(Path(__file__).parent / source)], seconds=60.0)
+        if done.code != 0:
+            raise LabError(f"{source} does not compile: {done.last_words}", hint="`make setup` installs gcc.")
+        return binary
+
+
+@contextmanager
+def open_site() -> Iterator[Site]:
+    """Build a site; take everything away at the end, whatever the end is."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("The benchmarks need root: they make network namespaces", hint="Run `make bench`.")
+    undo_abandoned()
+    mount = find_mount(Path("/proc/self/mountinfo").read_text())
+    plan = Plan.fresh(None, mount, mounts_bpffs=not os.path.ismount(BPFFS))
+    journal = Journal.begin(plan)
+    parts = ExitStack()
+    try:
+        if plan.mounts_bpffs:
+            run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
+        yield Site(plan, parts)
+    finally:
+        with undisturbed():
+            parts.close()
+            problems = undo(plan)
+            journal.close()
+    if problems:
+        raise LabError("The benchmarks could not take everything away: " + "; ".join(problems))
