@@ -33,7 +33,7 @@ HELLOS = st.builds(
     alpn=st.lists(st.sampled_from(["h2", "http/1.1", "h3", "x" * 255]), max_size=4, unique=True),
     extensions=EXTENSIONS,
     ech=st.booleans(),
-    size=st.one_of(st.none(), st.integers(1900, 4200)),
+    size=st.one_of(st.none(), st.integers(2400, 4200)),
 )
 """With random extensions most contradict themselves somewhere; PLAIN does not."""
 PLAIN = st.builds(build.client_hello, st.sampled_from(["example.com", "EXAMPLE.Com", LONGEST]), alpn=st.just(["h2"]))
