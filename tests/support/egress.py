@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.abi.numbers import (
+    NAME_KEY_BYTES,
     NAME_MAX_KERNEL,
     DestinationClass,
+    EventType,
     FlowFlag,
     KernelVerdict,
     Mode,
@@ -23,6 +25,7 @@ from engine.abi.numbers import (
     StrategyKind,
 )
 from engine.abi.records import (
+    VERDICT_EVENT,
     ConnectKey,
     DestinationKey,
     FlowKey,
@@ -32,6 +35,7 @@ from engine.abi.records import (
     StrategyKey,
     Tuple,
     VerdictEntry,
+    VerdictEvent,
 )
 from engine.model.facts import NameState
 from engine.protocols import packet as packets
@@ -79,7 +83,7 @@ class Egress:
 
     gate: SimulatedGate
     ifindex: int = 7
-    told: list[tuple[Tuple, Origin, VerdictEntry]] = field(default_factory=list)
+    told: list[VerdictEvent] = field(default_factory=list)
     """What the ring would carry."""
 
     def packet(self, socket: Socket, frame: bytes) -> Judged:
@@ -238,18 +242,18 @@ class Egress:
         if Present.SET_NAME in present:
             entry = self.gate.standing(self.gate.longest_name(NameClass.SET, name))
             if entry:
-                return self._apply(run, entry, Origin.SET)
+                return self._apply(run, entry, Origin.SET, name[:-1][::-1])
         if allowed is not None:
             return self._apply(run, allowed, Origin.DEST)
         for key in _keys(plan.name_shapes, plan, who, run.flow):
             number = self.gate.classes.get(key)
             if number is not None and (entry := self.gate.standing(self.gate.longest_name(number, name))):
-                return self._apply(run, entry, Origin.NAME)
+                return self._apply(run, entry, Origin.NAME, name[:-1][::-1])
         return self._hold(run, StageNumber.PAYLOAD, len(payload))
 
     # ---- what becomes of it
 
-    def _apply(self, run: _Run, entry: VerdictEntry, origin: Origin) -> Judged:
+    def _apply(self, run: _Run, entry: VerdictEntry, origin: Origin, name: bytes = b"") -> Judged:
         socket, passes = run.socket, entry.verdict in _PASSING
         if socket.stored and run.tcp:
             socket.verdict, socket.verdict_id = entry.verdict, entry.id
@@ -260,7 +264,15 @@ class Egress:
         elif origin != Origin.FLOW:
             self.gate.flows.put(run.key, entry)
         if origin != Origin.FLOW:
-            self.told.append((run.flow, origin, entry))
+            flags = socket.flags if socket.stored else FlowFlag.NO_STORAGE
+            self.told.append(
+                VerdictEvent(
+                    self.gate.clock(), EventType.VERDICT_NAME if name else EventType.VERDICT,
+                    socket.identity if socket.stored else NOBODY, run.flow, self.ifindex, run.generation, socket.cookie,
+                    entry.id, entry.verdict, origin, StageNumber.PAYLOAD if name else StageNumber.CONNECT,
+                    int(flags | (FlowFlag.OBSERVE if run.observe else 0)), name,
+                )
+            )  # fmt: skip
         return Judged(Outcome.PASS if passes or run.observe else Outcome.DROP, origin, entry)
 
     def _hold(self, run: _Run, stage: StageNumber, length: int) -> Judged:
@@ -334,3 +346,12 @@ def _quic_initial(payload: bytes) -> bool:
     return (payload[0] & 0xF0 == 0xC0 and version == b"\0\0\0\1") or (
         payload[0] & 0xF0 == 0xD0 and version == b"\x6b\x33\x43\xcf"
     )
+
+
+def record(event: VerdictEvent) -> bytes:
+    """Return an event as the ring carries it."""
+    head = VERDICT_EVENT.pack(event.time, event.type, *event.identity, *event.tuple, *event[4:12])
+    if event.type != EventType.VERDICT_NAME:
+        return head
+    reversed_name = event.name[::-1]
+    return head + len(reversed_name).to_bytes(4, "little") + reversed_name.ljust(NAME_KEY_BYTES, b"\0") + bytes(4)

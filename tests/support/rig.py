@@ -37,7 +37,7 @@ from engine.runtime.orders import Orders
 from engine.runtime.owners import Owners
 from engine.runtime.telling import Telling
 from tests.support import captures
-from tests.support.egress import NOBODY, Egress, Judged, Outcome, Socket
+from tests.support.egress import NOBODY, Egress, Judged, Outcome, Socket, record
 from tests.support.simulator import SimulatedGate
 
 T = TypeVar("T")
@@ -136,9 +136,9 @@ class People(Identities):
         path = self.paths.get(pid)
         if path is None or exec_stamp(pid) != expected:
             return None
-        for record in self.records():
-            if record.path == path:
-                return record
+        for known in self.records():
+            if known.path == path:
+                return known
         made = ExeRecord(self.last_id + 1, path, 1, hash(path) & 0xFFFF, 1, 1)
         self.restore([made])
         return made
@@ -268,6 +268,12 @@ class Rig:
     async def settle(self) -> None:
         """Until nothing is being judged; timers do not fire."""
         await self.gatekeeper.settle()
+
+    def tell(self) -> None:
+        """Bring what the ring carries to the engine."""
+        told, self.egress.told = self.egress.told, []
+        for event in told:
+            self.telling.record(record(event))
 
     def names(self, action: str) -> list[object]:
         return [argument for name, argument in self.calls if name == action]
