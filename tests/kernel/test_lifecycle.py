@@ -131,7 +131,7 @@ def test_a_replacement_keeps_the_maps_and_leaks_nothing(lab: Lab) -> None:
         "    s.send(b'leak'); sent += 1\n"
         "sent"
     )
-    for _ in range(3):
+    for _ in range(2):
         assert lab.load().taken_over
     stranger.start("0")
     sent = stranger.result()
