@@ -57,6 +57,9 @@ def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, gene
     if scope & {"dest_names", "event"}:
         # The names that DNS answered are a function of the address; which event it is, of the transport.
         scope.add("dest")
+    if stage is Stage.CONNECT and decision.verdict is Verdict.REJECT:
+        # Datagrams are judged with their payload at once, and there a deny may come before this reject.
+        scope.add("dest")
     shape = Shape(0)
     for fact, bit in _SHAPES.items():
         if fact in scope:

@@ -7,6 +7,7 @@ very flow. So an entry that reaches further than its facts shows up as a flow wi
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 
 from engine.abi.numbers import KernelVerdict
 from engine.abi.records import Held
+from engine.config import Mode
 from engine.model.decision import Stage, Verdict
-from engine.model.facts import Event
+from engine.model.facts import Event, NameState
 from engine.model.posture import Condition, Posture, Stance
 from engine.policy.evaluator import Answer, Question
 from engine.policy.judge import Judge
@@ -27,9 +29,10 @@ from engine.policy.rule import Rule
 from engine.protocols import packet as packets
 from engine.protocols.quic import InitialAssembler
 from engine.protocols.records import HelloAssembler
-from engine.protocols.tls import HelloReading
+from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import KERNEL_VERDICTS
 from engine.runtime.gatekeeper import now
+from engine.runtime.reload import Switch
 from tests.support import hello as build
 from tests.support import initials
 from tests.support.egress import Outcome, kernel_name
@@ -37,6 +40,10 @@ from tests.support.rig import Client, Rig, Spoken, run
 
 EFFECTS = (Verdict.DENY, Verdict.REJECT, Verdict.ALLOW)
 FACTS = ("dest", "exe", "cgroup", "user", "name", "process", "hello", "event", "source", "host", "direction")
+IN_PROGRESS = tuple(fact for fact in FACTS if fact not in ("event", "hello"))
+"""Without what a flow in progress shows differently: it is late, and of a hello that the kernel read only the name is
+known."""
+UNSEEN = stated(NameState.UNSEEN, "it went by")
 OPEN = Posture.default().with_changes(dict.fromkeys(Condition, Stance.OPEN))
 LONG = ".".join(["n" * 50] * 4)
 HELLOS = {
@@ -87,10 +94,10 @@ class Table:
         return random.Random(f"{self.seed} {what} {facts}").random()
 
 
-def draw_tables(chance: random.Random) -> list[Table]:
+def draw_tables(chance: random.Random, facts: tuple[str, ...]) -> list[Table]:
     found = []
     for number in range(chance.randint(1, 4)):
-        scope = frozenset(chance.sample(FACTS, chance.randint(1, 3)))
+        scope = frozenset(chance.sample(facts, chance.randint(1, 3)))
         target = frozenset(chance.sample(sorted(scope), chance.randint(1, len(scope))))
         effects = frozenset(chance.sample(EFFECTS, chance.choice([1, 1, 1, 2, 3])))
         rule = Rule(
@@ -100,13 +107,22 @@ def draw_tables(chance: random.Random) -> list[Table]:
     return found
 
 
+@dataclass(frozen=True)
+class Progress:
+    """A connection that passed; `reading` None: allowed at connect, so nothing was read of it."""
+
+    client: Client
+    sent: int
+    reading: HelloReading | None
+
+
 class World:
     """One engine, its policy, and what becomes of the flows through it."""
 
-    def __init__(self, folder: Path, chance: random.Random) -> None:
+    def __init__(self, folder: Path, chance: random.Random, facts: tuple[str, ...] = FACTS) -> None:
         self.chance = chance
         self.default = chance.choice(EFFECTS)
-        self.tables = draw_tables(chance)
+        self.tables = draw_tables(chance, facts)
         rules = [table.rule for table in self.tables]
         self.rig = Rig(folder, rules=rules, default=self.default, evaluator=self.evaluator(), posture=OPEN)
         self.by_entry = 0
@@ -140,20 +156,40 @@ class World:
         stage = Stage.CONNECT if event is Event.CONNECT else Stage.PAYLOAD
         return (await judge.decide(facts, stage, now=now())).verdict
 
-    async def tcp(self, kind: str) -> None:
+    async def tcp(self, kind: str) -> Progress | None:
+        """Play one connection. Return it if it passed: how far it came, and what was read of it."""
         client, payload = self.client(), HELLOS[kind]
         verdict = await self.policy(client, Event.CONNECT)
         await self.packet(client, client.syn(), verdict)
         if verdict in (Verdict.DENY, Verdict.REJECT):
-            return
+            return None
+        reading = HelloAssembler().feed(payload) if verdict is Verdict.UNDECIDED else None
         pieces = [payload] if self.chance.random() < 0.7 else [payload[:9], payload[9:]]
-        if verdict is Verdict.UNDECIDED:
-            verdict = await self.policy(client, Event.PAYLOAD, HelloAssembler().feed(payload))
+        if reading is not None:
+            verdict = await self.policy(client, Event.PAYLOAD, reading)
         for piece in pieces[:-1]:
             client.send(client.tcp(piece))
         final = client.tcp(pieces[-1], at=len(payload) - len(pieces[-1]))
         await self.packet(client, final, verdict, kernel_name(payload) if len(pieces) == 1 else b"")
         await self.packet(client, client.tcp(b"more", at=len(payload)), verdict)
+        return Progress(client, len(payload) + 4, reading) if verdict.passes else None
+
+    async def switch(self) -> None:
+        """Another policy comes into force."""
+        gatekeeper = self.rig.gatekeeper
+        self.tables = draw_tables(self.chance, IN_PROGRESS)
+        self.default = self.rig.default = self.chance.choice(EFFECTS)
+        self.rig.rules = [table.rule for table in self.tables]
+        force = self.rig.force(gatekeeper.force.number + 1, self.evaluator())
+        await Switch(self.rig.gate, gatekeeper, self.rig.identifier, Mode.ENFORCE).to(force)
+
+    async def goes_on(self, one: Progress) -> None:
+        """A flow that passed under the old policy sends again: the new one decides, by what the flow began with."""
+        verdict = await self.policy(one.client, Event.CONNECT)
+        if verdict is Verdict.UNDECIDED:
+            verdict = await self.policy(one.client, Event.PAYLOAD if one.reading else Event.LATE, one.reading or UNSEEN)
+        # A hello that the new policy would let pass, in the middle of a stream that it may not.
+        await self.packet(one.client, one.client.tcp(HELLOS["a"], at=one.sent), verdict)
 
     async def udp(self, kind: str) -> None:
         client = self.client(stored=self.chance.random() < 0.8)
@@ -218,3 +254,32 @@ def test_the_flows_of_this_test_do_meet_entries() -> None:
     """A test that never hits an entry would prove nothing."""
     worlds = [check(seed) for seed in range(15)]
     assert sum(world.by_entry for world in worlds) > 150
+
+
+def check_switch(seed: int) -> None:
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder), chance, IN_PROGRESS)
+
+        async def scene() -> None:
+            under_way = [await world.tcp(chance.choice(list(HELLOS))) for _ in range(12)]
+            await world.switch()
+            for one in under_way:
+                if one is not None:
+                    await world.goes_on(one)
+            # The flows that begin now know nothing of the old policy.
+            for _ in range(4):
+                await world.tcp(chance.choice(list(HELLOS)))
+            await asyncio.sleep(10)
+            gate = world.rig.gate
+            assert {key.generation for key, _ in gate.connect_entries()} <= {2}
+            classes = {number for _, number in gate.class_entries()}
+            assert {key.name_class for key, _ in gate.name_entries()} <= classes
+
+        run(scene())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(min_value=0, max_value=1 << 48))
+def test_a_flow_in_progress_gets_the_new_policys_verdict(seed: int) -> None:
+    check_switch(seed)
