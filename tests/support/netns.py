@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import ctypes
 import errno
 import itertools
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -286,19 +285,3 @@ class Wire:
     def close(self) -> None:
         for opened in (self._in, self._out, self._around):
             opened.close()
-
-
-@contextlib.contextmanager
-def closing_all() -> Iterator[Callable[[T], T]]:
-    """Yield a function that registers things to close, newest first."""
-    with contextlib.ExitStack() as stack:
-
-        def keep(thing: T) -> T:
-            stack.callback(thing.close)  # type: ignore[attr-defined]
-            return thing
-
-        yield keep
-
-
-def processes_in(cgroup: Path) -> Sequence[int]:
-    return [int(word) for word in (cgroup / "cgroup.procs").read_text().split()]
