@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineAbsentError, PrivilegeError, SallyportError, UsageError
+from engine.errors import EngineAbsentError, PrivilegeError, SallyportError, StateError, UsageError
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 _LONGEST = 1 << 20
@@ -26,11 +29,18 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The directory is 0700 already; the mode is set before anybody can connect.
-        listener.bind(str(self._path))
-        self._path.chmod(0o600)
+        try:
+            self._path.unlink(missing_ok=True)
+            # Nobody can connect before it listens, and until then the mode is set.
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)
+        except OSError as error:
+            listener.close()
+            raise StateError(
+                f"The control socket {self._path} cannot be made: {error.strerror or error}",
+                hint="Give a shorter path, in a directory that root can write, with --state-dir.",
+            ) from error
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,20 +49,18 @@ class ControlServer:
             writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
             await writer.drain()
         except (OSError, ValueError, asyncio.TimeoutError):
-            pass  # a client that went away or never asked
+            pass  # a client that went away, never asked, or never came to an end
         finally:
             writer.close()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            request = json.loads(line)
-            if not isinstance(request, dict) or "command" not in request:
-                raise UsageError("The request has no command")
-            return {"ok": await self._handle(request)}
-        except ValueError:
-            return {"error": "UsageError", "message": "The request is no JSON", "hint": ""}
+            return {"ok": await self._handle(_request(line))}
         except SallyportError as error:
             return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        except Exception as error:
+            log.exception("a command failed")
+            return {"error": "SallyportError", "message": f"The engine failed at this command: {error!r}", "hint": ""}
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -63,14 +71,19 @@ class ControlServer:
 def ask(state_dir: Path, request: dict[str, Any]) -> Any:
     """Ask the engine of a state directory. EngineAbsentError when none answers; the engine's own error otherwise."""
     path = state_dir / "control.sock"
+    question = json.dumps(request).encode() + b"\n"
+    if len(question) > _LONGEST:
+        raise UsageError(f"The request is longer than {_LONGEST} bytes", hint="Shorten its reason.")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_TIMEOUT)
             client.connect(str(path))
-            client.sendall(json.dumps(request).encode() + b"\n")
+            client.sendall(question)
             with client.makefile("rb") as stream:
                 line = stream.readline()
         answer = json.loads(line)
+        if not isinstance(answer, dict) or not {"ok", "error"} & answer.keys():
+            raise ValueError("no answer of an engine")
     except PermissionError as error:
         raise PrivilegeError(
             f"{path} may not be opened", hint="Run it as the user who runs the engine: root."
@@ -82,8 +95,18 @@ def ask(state_dir: Path, request: dict[str, Any]) -> Any:
         ) from error
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in _family(SallyportError)}
-        raise kinds.get(answer["error"], SallyportError)(answer["message"], hint=answer["hint"])
+        raise kinds.get(answer["error"], SallyportError)(answer.get("message", "?"), hint=answer.get("hint", ""))
     return answer["ok"]
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError("The request is no JSON") from error
+    if not isinstance(request, dict) or not isinstance(request.get("command"), str):
+        raise UsageError("The request has no command")
+    return request
 
 
 def _family(kind: type[SallyportError]) -> list[type[SallyportError]]:

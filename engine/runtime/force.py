@@ -273,3 +273,15 @@ def highest_numbers(gate: Gate) -> Numbering:
     numbering.entry = max((entry.id for _, entry in entries), default=numbering.entry)
     numbering.name_class = max((number for _, number in gate.class_entries()), default=numbering.name_class)
     return numbering
+
+
+def purge(gate: Gate, number: int) -> int:
+    """Remove what engines before this one installed for other generations than `number`, which is in force: nobody
+    else knows of it, and it would fill the maps over the restarts. Return how many entries."""
+    classes = {key: name_class for key, name_class in gate.class_entries() if key.generation != number}
+    gone = set(classes.values())
+    removed = [gate.remove_connect(key) for key, _ in gate.connect_entries() if key.generation != number]
+    removed += [gate.remove_name(key) for key, _ in gate.name_entries() if key.name_class in gone]
+    removed += [gate.remove_class(key) for key in classes]
+    removed += [gate.remove_source(key) for key, _ in gate.source_entries() if key.generation not in (0, number)]
+    return sum(removed)

@@ -103,7 +103,10 @@ class StateDir:
     def _write(self, name: str, text: str) -> None:
         fresh = self.path / f"{name}.new"
         try:
-            fresh.write_text(text + "\n")
+            with fresh.open("w") as stream:
+                stream.write(text + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
             fresh.replace(self.path / name)
         except OSError as error:
             raise StateError(f"{self.path / name} cannot be written: {error.strerror}") from error

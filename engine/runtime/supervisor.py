@@ -8,78 +8,68 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import resource
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from audit.entry import Generation
 from audit.errors import AuditError
 from audit.log import AuditLog
 from engine import __version__
-from engine.abi.numbers import LOSSES, Counter, Mode, PostureBit, Present
-from engine.abi.records import Config as GateConfig
-from engine.alerts.alert import Alert, Kind, Severity
+from engine.abi.numbers import LOSSES, Counter, Present
+from engine.alerts.alert import Kind
 from engine.alerts.dispatcher import Dispatcher
 from engine.alerts.sink import Sink
 from engine.alerts.terminal import TerminalSink
 from engine.alerts.webhook import WebhookSink
-from engine.config import Config, EvaluatorKind, Maps, NeverDeny, XdpMode
-from engine.config import Mode as ConfigMode
-from engine.errors import EvaluatorError, PolicyError, SallyportError, StateError, UsageError
-from engine.kernel.gate import KernelGate
-from engine.kernel.hold import Hold
-from engine.kernel.order import Detached, Loaded, Order
+from engine.config import Config, NeverDeny, XdpMode
+from engine.errors import KernelError, StateError, UsageError
+from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins
-from engine.kernel.ring import Ring, open_ring
-from engine.kernel.sockdiag import SockDiag
 from engine.kernel.spawn import LoaderProcess
-from engine.model.decision import Verdict
 from engine.model.facts import Host
-from engine.model.posture import Condition, Posture
-from engine.policy.bundle import Bundle
-from engine.policy.evaluator import Evaluator
 from engine.policy.prepare import Policy, prepare
 from engine.ports import MapFullError
-from engine.runtime import features
+from engine.runtime import features, machine, report
 from engine.runtime.cgroups import CgroupTable, find_mount
+from engine.runtime.commands import Commands
 from engine.runtime.control import ControlServer
 from engine.runtime.flows import FlowTable
-from engine.runtime.force import Force, highest_numbers
+from engine.runtime.force import highest_numbers
 from engine.runtime.gatekeeper import Gatekeeper
+from engine.runtime.generations import Generations, evaluator_of
 from engine.runtime.identify import Identifier
 from engine.runtime.identity import Identities
 from engine.runtime.journal import Journal
-from engine.runtime.orders import Order as PersonsOrder
+from engine.runtime.machine import Machine
 from engine.runtime.orders import Orders, resolvers
 from engine.runtime.owners import Owners
-from engine.runtime.reload import Switch
 from engine.runtime.remotes import remotes
 from engine.runtime.statefiles import StateDir
 from engine.runtime.telling import Telling
+from engine.runtime.troubles import Troubles
 from engine.runtime.users import Users
 from engine.runtime.watch import PolicyWatcher
 
 _BEAT = 0.25
-_HEARTBEAT_MAX = 2.0
-"""Seconds without a heartbeat after which the gate counts the engine as absent: eight beats."""
-_HOLD_BYTES = 32 << 20
-_FRAMES_AT_ONCE = 64
-_EVENTS_AT_ONCE = 256
-EVENT_LOOK = 0.05
+_LOOK = 0.05
 """Seconds between two looks at the ring: the kernel wakes the engine only for events that something waits for. At
 50,000 events a second a look finds a tenth of what the ring holds."""
+_WATCH = 1.0
+_FILL = 30.0
+_FRAMES_AT_ONCE = 64
+_EVENTS_AT_ONCE = 256
 _FLOWS = 65536
+_EXECUTABLES = 16384
 _MAP_ALARM = 0.8
+_EVICTING = frozenset({"flow_verdicts", "held", "processes"})
+"""Maps that make room by themselves: full is how they are."""
+_DRAIN = 2.0
 
 
 class Supervisor:
@@ -89,130 +79,150 @@ class Supervisor:
         if config.policy is None:
             raise UsageError("No policy is given", hint="Name its folder with --policy DIR.")
         self._config = config
-        self._loader = loader
         self._folder = config.policy
+        self._loader = loader
         self._leave_attached = leave_attached
         self._pins = Pins.of(config.state_dir)
-        self._cgroup_mount = find_mount(Path("/proc/self/mountinfo").read_text())
+        self._mount = find_mount(Path("/proc/self/mountinfo").read_text())
         self._stop = asyncio.Event()
-        self._reloading = asyncio.Lock()
         self._sources = asyncio.Lock()
         self._hangups: set[asyncio.Task[dict[str, Any]]] = set()
-        self._problems: dict[str, str] = {}
+        self._ends = contextlib.AsyncExitStack()
         self._seen: dict[Counter, int] = {}
-        self._last_beat = 0.0
-        self._longest_pause = 0.0
-
-    # ---- life
+        self._written = 0
+        self._detached = False
 
     async def run(self, ready: Callable[[str], None]) -> None:
-        """Start, call `ready` with one line once every program is attached, and go on until told to stop."""
+        """Start, call `ready` with one line once every program is attached, and go on until told to stop.
+
+        What was started is ended in the opposite order, however far the start came.
+        """
         began = time.monotonic()
-        self._state = StateDir(self._config.state_dir)
-        try:
-            self._log = AuditLog.open(self._config.state_dir, version=__version__, mode=self._config.mode.value)
-        except AuditError as error:
-            raise StateError(error.message, hint=error.hint) from error
-        clean = False
-        try:
+        async with self._ends:
             await self._start()
-            took = time.monotonic() - began
-            self._journal.note("start", interfaces=list(self._config.interfaces), seconds=round(took, 3))
+            self._journal.note(
+                "start", interfaces=list(self._config.interfaces), seconds=round(time.monotonic() - began, 3)
+            )
             ready(self._line())
             _notify("READY=1")
             await self._stop.wait()
             _notify("STOPPING=1")
-            clean = True
-        finally:
-            await self._end(clean=clean)
+
+    # ---- start
 
     async def _start(self) -> None:
-        loading = asyncio.create_task(self._load_programs())
+        self._state = StateDir(self._config.state_dir)
+        self._ends.callback(self._state.close)
         try:
-            policy = await prepare(self._folder, self._evaluator)
-        except BaseException:
-            # The loader must not be left behind half way: let it finish, then take down what it attached.
-            await asyncio.gather(loading, return_exceptions=True)
-            if not loading.cancelled() and loading.exception() is None and not loading.result().taken_over:
-                await asyncio.to_thread(_detach, self._pins)
-            raise
-        try:
-            self._loaded = await loading
-        except BaseException:
-            await policy.close()
-            raise
-        try:
-            self._open(policy)
-            await self._begin(policy)
-        except BaseException:
-            await policy.close()
-            if not self._loaded.taken_over:
-                await asyncio.to_thread(_detach, self._pins)
-            raise
+            self._log = AuditLog.open(self._config.state_dir, version=__version__, mode=self._config.mode.value)
+        except AuditError as error:
+            raise StateError(error.message, hint=error.hint) from error
+        self._ends.callback(self._close_log)
+        policy, loaded = await self._prepare()
+        self._open(policy, loaded)
+        await self._begin()
 
-    def _evaluator(self) -> Evaluator:
-        if self._config.evaluator is EvaluatorKind.OPA:
-            from engine.policy.opa import OpaEvaluator  # noqa: PLC0415 - aiohttp is 20 MiB that only opa pays
-
-            return OpaEvaluator(binary=_opa_binary())
-        from engine.policy.embedded import EmbeddedEvaluator  # noqa: PLC0415
-
-        return EmbeddedEvaluator()
-
-    async def _load_programs(self) -> Loaded:
+    async def _prepare(self) -> tuple[Policy, Loaded]:
+        """Prepare the policy and load the programs, side by side. Both or nothing."""
         config = self._config
-        mount = self._cgroup_mount
         order = Order(
             state_dir=str(config.state_dir.resolve()),
             interfaces=list(config.interfaces),
-            cgroup=str(config.cgroup or mount),
+            cgroup=str(config.cgroup or self._mount),
             mode=config.mode.value,
             pid=os.getpid(),
             xdp=config.xdp_mode.value,
-            sizes=_sizes(config.maps),
+            sizes=machine.sizes(config.maps),
         )
-        return await self._loader.load(order)
+        results = await asyncio.gather(
+            prepare(self._folder, evaluator_of(config.evaluator)), self._loader.load(order), return_exceptions=True
+        )
+        policy, loaded = results
+        if isinstance(loaded, Loaded):
+            # Over a gate that stood before, a start that fails leaves it standing: its verdicts go on to hold.
+            self._ends.push_async_callback(self._detach, only_clean=loaded.taken_over)
+        if isinstance(policy, Policy):
+            self._policy = policy
+            self._ends.push_async_callback(self._close_policy)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        assert isinstance(policy, Policy)  # noqa: S101 - every exception has been raised above
+        assert isinstance(loaded, Loaded)  # noqa: S101
+        return policy, loaded
 
-    def _open(self, policy: Policy) -> None:
-        """Open what the loader pinned and build the rooms on it."""
-        config, pins = self._config, self._pins
-        self._gate = KernelGate(pins.maps)
-        self._hold = Hold(pins.held_device, _HOLD_BYTES)
-        self._taken_before = self._gate.hold_queue()[0]
-        self._ring: Ring = open_ring(pins.maps / "events")
-        self._diag = SockDiag()
-        self._interfaces = {index: name for name, index in self._loaded.interfaces.items()}
+    def _open(self, policy: Policy, loaded: Loaded) -> None:
+        """Build the rooms on what the loader pinned."""
+        config = self._config
+        self._machine = Machine(config, self._pins, loaded)
+        self._ends.callback(self._machine.close)
+        gate = self._machine.gate
+        self._seen = gate.counters()
         records = self._state.executables()
-        self._identities = Identities(base=max((record.id for record in records), default=0))
+        self._identities = Identities(base=max((record.id for record in records), default=0), capacity=_EXECUTABLES)
         self._identities.restore(records)
         host = Host(config.host.name or socket.gethostname(), dict(config.host.labels))
-        self._identifier = Identifier(
-            self._gate, self._identities, CgroupTable(self._cgroup_mount), Users(), host, self._interfaces
+        identifier = Identifier(
+            gate, self._identities, CgroupTable(self._mount), Users(), host, self._machine.interfaces
         )
-        self._journal = Journal(self._log, self._identifier)
+        self._journal = Journal(self._log, identifier)
         self._alerts = Dispatcher(self._sinks(), window=config.alerts.window)
         self._alerts.start()
-        self._numbering = highest_numbers(self._gate)
-        self._orders = Orders(
-            self._gate, self._state.orders, self._numbering, self._cgroup_mount, self._set_present,
-            self._identities.records,
-        )  # fmt: skip
-        self._identifier.on_executable = self._new_executable
-        standing = self._state.standing()
-        number = self._gate.generation()
-        same = standing is not None and (standing.number, standing.digest, standing.mode) == (
-            number, policy.bundle.digest, config.mode.value,
-        )  # fmt: skip
-        force = self._force(number if same else number + 1, policy)
-        if same:
-            force.restore()
-        self._restored = same
+        self._ends.push_async_callback(self._alerts.close, _DRAIN)
+        numbering = highest_numbers(gate)
+        self._orders = Orders(gate, self._state.orders, numbering, self._mount, self._switch, self._identities.records)
+        identifier.on_executable = self._new_executable
+        self._generations = Generations(config, self._folder, gate, numbering, self._state, self._log)
+        force = self._generations.first(policy, self._map_full)
         self._gatekeeper = Gatekeeper(
-            gate=self._gate, releaser=self._hold, cutter=self._diag, identifier=self._identifier,
-            owners=Owners(self._diag.sockets), journal=self._journal, alerts=self._alerts,
+            gate=gate, releaser=self._machine.hold, cutter=self._machine.diag, identifier=identifier,
+            owners=Owners(self._machine.diag.sockets), journal=self._journal, alerts=self._alerts,
             flows=FlowTable(_FLOWS), bounds=config.hold, posture=config.posture, orders=self._orders, force=force,
         )  # fmt: skip
-        self._telling = Telling(self._gatekeeper, self._identifier, self._journal, self._orders.reason)
+        self._ends.push_async_callback(self._gatekeeper.settle)
+        self._troubles = Troubles(self._alerts, self._journal, lambda: self._gatekeeper.force.number)
+        self._telling = Telling(self._gatekeeper, identifier, self._journal, self._orders.reason)
+        self._generations.attach(self._gatekeeper, identifier, self._journal, self._troubles, self._follow)
+
+    async def _begin(self) -> None:
+        """Put everything in force. The switch to the configured mode is the last write but the generation's."""
+        loop = asyncio.get_running_loop()
+        spared = _system_resolvers() if self._config.dns.from_resolv_conf else ()
+        places = await remotes(self._folder) if self._config.management.git_remote else ()
+        self._machine.gate.beat()
+        self._orders.start((*self._config.never_denied(), *spared, *places))
+        self._generations.begin()
+        await self._follow()
+        for descriptor, read in (
+            (self._machine.hold.fileno(), self._on_frames),
+            (self._machine.ring.fd, self._on_events),
+        ):
+            loop.add_reader(descriptor, read)
+            self._ends.callback(loop.remove_reader, descriptor)
+        for seconds, work in ((_BEAT, self._beat), (_LOOK, self._look), (_WATCH, self._watch), (_FILL, self._gauge)):
+            self._keep(self._every(seconds, work))
+        self._watcher = PolicyWatcher(self._folder)
+        await self._watcher.start()
+        self._ends.push_async_callback(self._watcher.stop)
+        self._keep(self._follow_policy())
+        self._spared = (len(spared), len(places))
+        self._cuts = self._machine.diag.can_destroy()
+        print(features.text(self._features()), file=sys.stderr, end="", flush=True)
+        commands = Commands(
+            self._orders, self._gatekeeper, self._identities, self._journal, self._status, self._generations.reload,
+            self._follow,
+        )  # fmt: skip
+        control = ControlServer(self._state.control, commands)
+        await control.start()
+        self._ends.push_async_callback(control.stop)
+        for number, action in (
+            (signal.SIGTERM, self._stop.set),
+            (signal.SIGINT, self._stop.set),
+            (signal.SIGHUP, self._hangup),
+        ):
+            loop.add_signal_handler(number, action)
+        # Again, so that it comes before everything else ends: an engine that is going must not hold packets.
+        self._ends.push_async_callback(self._detach, only_clean=True)
 
     def _sinks(self) -> list[Sink]:
         alerts = self._config.alerts
@@ -227,99 +237,42 @@ class Supervisor:
             )  # fmt: skip
         return sinks
 
-    def _force(self, number: int, policy: Policy) -> Force:
-        posture = self._config.posture[Condition.EVALUATOR_FAILED]
-        judge = policy.judge(posture=Verdict.ALLOW if posture.passes else Verdict.DENY)
-        return Force(number, policy, judge, self._gate, self._numbering, self._map_full)
+    # ---- end
 
-    async def _begin(self, policy: Policy) -> None:
-        """Put everything in force. The switch to the configured mode is the last write but the generation's."""
-        loop = asyncio.get_running_loop()
-        force = self._gatekeeper.force
-        spared = _system_resolvers() if self._config.dns.from_resolv_conf else ()
-        places = await remotes(self._folder) if self._config.management.git_remote else ()
-        self._orders.start((*self._config.never_denied(), *spared, *places))
-        force.begin()
-        if not self._restored:
-            force.deny_sources(policy.source_deny)
-        self._in_force(force)
-        self._gate.beat()
-        self._set_present(self._orders.present())
-        self._gate.set_generation(force.number)
-        await self._follow_sources()
-        self._log_generation(force.number, force.policy.bundle)
-        loop.add_reader(self._hold.fileno(), self._on_frames)
-        loop.add_reader(self._ring.fd, self._on_events)
-        self._periodic = [loop.create_task(one) for one in (self._beating(), self._watching(), self._looking())]
-        self._watcher = PolicyWatcher(self._folder)
-        await self._watcher.start()
-        self._periodic.append(loop.create_task(self._follow_policy()))
-        self._spared = (len(spared), len(places))
-        self._cuts = self._diag.can_destroy()
-        print(features.text(self._features()), file=sys.stderr, end="", flush=True)
-        self._control = ControlServer(self._state.control, self._command)
-        await self._control.start()
-        for number, action in (
-            (signal.SIGTERM, self._stop.set),
-            (signal.SIGINT, self._stop.set),
-            (signal.SIGHUP, self._hangup),
-        ):
-            loop.add_signal_handler(number, action)
-        self._journal.note(
-            "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
-            rules=[rule.name for rule in policy.rules], restored=self._restored,
-        )  # fmt: skip
+    async def _detach(self, *, only_clean: bool) -> None:
+        clean = self._stop.is_set()
+        if self._leave_attached and clean:
+            self._state.write_executables(self._identities.records())
+        elif (clean or not only_clean) and not self._detached:
+            self._detached = True
+            done = await asyncio.to_thread(machine.detach, self._pins)
+            for problem in done.problems:
+                print(f"sallyport: detaching: {problem}", file=sys.stderr)
 
-    async def _end(self, *, clean: bool) -> None:
-        loop = asyncio.get_running_loop()
-        if hasattr(self, "_gatekeeper"):
-            loop.remove_reader(self._hold.fileno())
-            loop.remove_reader(self._ring.fd)
-            for task in getattr(self, "_periodic", []):
-                task.cancel()
-            if hasattr(self, "_watcher"):
-                await self._watcher.stop()
-            if hasattr(self, "_control"):
-                await self._control.stop()
-            await self._gatekeeper.settle()
-            if clean and not self._leave_attached:
-                done = await asyncio.to_thread(_detach, self._pins)
-                for problem in done.problems:
-                    self._journal.note("failure", what="detaching", error=problem)
-            elif clean:
-                self._state.write_executables(self._identities.records())
-            await self._gatekeeper.force.policy.close()
-            await self._alerts.close(2.0)
-            self._hold.close()
-            self._diag.close()
-            self._ring.close()
-            self._gate.close()
+    async def _close_policy(self) -> None:
+        # The one in force by now; the first one only where nothing followed it.
+        await (self._gatekeeper.force.policy if hasattr(self, "_gatekeeper") else self._policy).close()
+
+    def _close_log(self) -> None:
         try:
             self._log.close(left_attached=self._leave_attached)
         except AuditError as error:
             raise StateError(error.message, hint=error.hint) from error
-        finally:
-            self._state.close()
 
     # ---- what comes in
 
     def _on_frames(self) -> None:
         for _ in range(_FRAMES_AT_ONCE):
-            frame = self._hold.receive()
+            frame = self._machine.hold.receive()
             if frame is None:
                 break
             self._guarded(self._gatekeeper.frame, frame, "a held frame")
-        self._gate.take(self._taken_before + self._hold.counts.taken + self._hold.counts.lost)
+        self._machine.took()
 
     def _on_events(self) -> None:
         # In slices: a flood of events must not keep a held packet waiting.
-        if self._ring.drain(self._on_record, _EVENTS_AT_ONCE) == _EVENTS_AT_ONCE:
+        if self._machine.ring.drain(self._on_record, _EVENTS_AT_ONCE) == _EVENTS_AT_ONCE:
             asyncio.get_running_loop().call_soon(self._on_events)
-
-    async def _looking(self) -> None:
-        while True:
-            await asyncio.sleep(EVENT_LOOK)
-            self._on_events()
 
     def _on_record(self, record: bytes) -> None:
         self._guarded(self._telling.record, record, "an event")
@@ -330,261 +283,118 @@ class Supervisor:
             handle(data)
         except Exception as error:  # noqa: BLE001 - see above
             self._journal.note("failure", what=what, error=repr(error))
-            self._problem(what, f"{what} could not be handled: {error!r}", Kind.LOSS)
+            self._troubles.begin(what, f"{what} could not be handled: {error!r}", Kind.LOSS)
 
-    async def _beating(self) -> None:
+    # ---- what goes on by itself
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._ends.callback(task.cancel)
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Do a thing again and again. A fault is told and does not end it: without its beat the engine is absent."""
         while True:
-            self._gate.beat()
-            now = time.monotonic()
-            if self._last_beat:
-                self._longest_pause = max(self._longest_pause, now - self._last_beat)
-            self._last_beat = now
-            await asyncio.sleep(_BEAT)
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - see above
+                self._troubles.begin(work.__name__, f"{work.__name__.strip('_')} failed: {error!r}", Kind.LOSS)
+            await asyncio.sleep(seconds)
 
-    async def _watching(self) -> None:
-        """Once a second: losses, expiry, fill."""
-        written = 0
-        while True:
-            await asyncio.sleep(1.0)
-            lost = self._hold.lost()
-            if lost:
-                self._loss(lost, "held frames did not fit the socket's buffer")
-                self._gate.take(self._taken_before + self._hold.counts.taken + self._hold.counts.lost)
-            for counter, value in self._gate.counters().items():
-                before = self._seen.get(counter, 0)
-                self._seen[counter] = value
-                if counter in LOSSES and value > before:
-                    self._loss(value - before, f"kernel: {counter.name.lower()}")
-            self._gatekeeper.force.sweep()
-            expired = self._orders.expire()
-            for order in expired:
-                self._journal.note("command", action="expired", **asdict(order))
-            if expired:
-                await self._follow_sources()
-            if self._identities.last_id != written:
-                written = self._identities.last_id
-                with contextlib.suppress(StateError):
-                    self._state.write_executables(self._identities.records())
-            state = self._log.state
-            if state.status == "failing":
-                self._problem("audit", f"the audit log cannot be written: {state.error}", Kind.LOSS)
-            else:
-                self._problems.pop("audit", None)
+    async def _beat(self) -> None:
+        self._machine.gate.beat()
 
-    def _loss(self, count: int, reason: str) -> None:
-        self._journal.note("gap", count=count, reason=reason)
-        self._alert(Kind.LOSS, Severity.WARNING, f"{count} lost: {reason}")
+    async def _look(self) -> None:
+        self._on_events()
 
-    def _map_full(self, error: MapFullError) -> None:
-        self._problem(f"map {error.map_name}", error.message, Kind.MAP_FULL)
+    async def _watch(self) -> None:
+        """Losses, expiry, and what the next engine must know."""
+        lost = self._machine.hold.lost()
+        if lost:
+            self._troubles.loss(lost, "held frames did not fit the socket's buffer")
+            self._machine.took()
+        for counter, value in self._machine.gate.counters().items():
+            before, self._seen[counter] = self._seen[counter], value
+            if counter in LOSSES and value > before:
+                self._troubles.loss(value - before, f"kernel: {counter.name.lower()}")
+        self._gatekeeper.force.sweep()
+        expired = self._orders.expire()
+        for order in expired:
+            self._journal.note("command", action="expired", **asdict(order))
+        if expired:
+            await self._follow()
+        if self._identities.last_id != self._written:
+            self._state.write_executables(self._identities.records())
+            self._written = self._identities.last_id
+        state = self._log.state
+        if state.status == "failing":
+            self._troubles.begin("audit", f"the audit log cannot be written: {state.error}", Kind.LOSS)
+        else:
+            self._troubles.over("audit")
 
-    def _problem(self, key: str, text: str, kind: Kind) -> None:
-        if self._problems.get(key) != text:
-            self._problems[key] = text
-            self._alert(kind, Severity.CRITICAL, text)
-
-    def _alert(self, kind: Kind, severity: Severity, summary: str, **details: Any) -> None:
-        number = self._gatekeeper.force.number
-        self._alerts.submit(Alert(time.time_ns(), kind, severity, summary, details, generation=number))
-        self._journal.note("alert", kind=kind.value, severity=severity.value, summary=summary)
-
-    # ---- policy
+    async def _gauge(self) -> None:
+        """Alarm before a map is full."""
+        fill = await asyncio.to_thread(self._machine.gate.fill)
+        for name, (entries, most) in fill.items():
+            if name not in _EVICTING and entries >= _MAP_ALARM * most:
+                self._troubles.begin(f"map {name}", f"the map {name} is over 80 % full", Kind.MAP_FULL)
+            elif name not in _EVICTING:
+                self._troubles.over(f"map {name}")
 
     async def _follow_policy(self) -> None:
         async for _ in self._watcher:
-            await self._reload()
+            await self._generations.reload()
 
     def _hangup(self) -> None:
-        self._hangups.add(task := asyncio.get_running_loop().create_task(self._reload()))
+        self._hangups.add(task := asyncio.get_running_loop().create_task(self._generations.reload()))
         task.add_done_callback(self._hangups.discard)
-
-    async def _reload(self) -> dict[str, Any]:
-        """Prepare what the folder holds now and put it in force. Whatever fails leaves the generation as it is."""
-        async with self._reloading:
-            old = self._gatekeeper.force
-            try:
-                policy = await prepare(self._folder, self._evaluator)
-            except (PolicyError, EvaluatorError) as error:
-                self._problem("policy", f"the policy was refused, generation {old.number} stays: {error.message}",
-                              Kind.POLICY_BROKEN)  # fmt: skip
-                self._journal.note("policy", refused=True, error=error.diagnostics(), number=old.number)
-                return {"applied": False, "number": old.number, "error": error.diagnostics()}
-            self._problems.pop("policy", None)
-            if policy.bundle.digest == old.policy.bundle.digest:
-                unchanged = policy.bundle.commit == old.policy.bundle.commit
-                unchanged = unchanged and policy.bundle.dirty == old.policy.bundle.dirty
-                await policy.close()
-                if not unchanged:
-                    # The same rules under another commit: the log says so, and nothing needs to be judged again.
-                    self._log_generation(old.number, policy.bundle)
-                return {"applied": False, "number": old.number, "unchanged": True}
-            force = self._force(old.number + 1, policy)
-            try:
-                switch = Switch(self._gate, self._gatekeeper, self._identifier, self._config.mode)
-                self._in_force(force)
-                done = await switch.to(force)
-            except SallyportError as error:
-                await policy.close()
-                self._in_force(old)
-                self._problem("policy", f"the policy could not be put in force: {error.message}", Kind.POLICY_BROKEN)
-                return {"applied": False, "number": old.number, "error": error.diagnostics()}
-            self._set_present(self._orders.present())
-            await self._follow_sources()
-            self._log_generation(force.number, force.policy.bundle)
-            self._journal.note(
-                "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
-                replaced=old.policy.bundle.digest, judged=done.judged, cut=done.cut, seconds=round(done.seconds, 4),
-            )  # fmt: skip
-            return {"applied": True, "number": force.number, "judged": done.judged, "cut": done.cut}
-
-    def _in_force(self, force: Force) -> None:
-        self._identifier.hashing = force.policy.reads_field("exe.sha256")
-        self._identifier.ancestry = any("process" in rule.scope for rule in force.policy.rules)
-
-    def _log_generation(self, number: int, bundle: Bundle) -> None:
-        """Say in the log, and to the next engine, what is in force from now on."""
-        self._generation = Generation(number, bundle.digest, bundle.commit or "", bundle.dirty)
-        self._log.generation = self._generation
-        self._state.write_standing(number, bundle.digest, self._config.mode.value)
 
     # ---- the gate's switches
 
-    def _set_present(self, present: Present) -> None:
+    def _switch(self, present: Present) -> None:
         if self._gatekeeper.force.policy.source_deny:
             present |= Present.SOURCE
-        mode = Mode.ENFORCE if self._config.mode is ConfigMode.ENFORCE else Mode.OBSERVE
-        self._gate.set_config(
-            GateConfig(
-                mode, self._loaded.hold_ifindex, int(present), _open_bits(self._config.posture),
-                self._config.hold.queue, int(_HEARTBEAT_MAX * 1e9),
-            )
-        )  # fmt: skip
+        self._machine.switch(present)
 
-    async def _follow_sources(self) -> None:
-        """Have the XDP program attached while a source is denied, and only then."""
-        config = self._config
-        denied = self._orders.present() & Present.SET_SOURCE or self._gatekeeper.force.policy.source_deny
-        wanted = bool(denied) and config.xdp_mode is not XdpMode.OFF
+    async def _follow(self) -> None:
+        """Have the gate look where something stands, and XDP attached while a source is denied."""
+        present = self._orders.present()
+        self._switch(present)
+        denied = bool(present & Present.SET_SOURCE or self._gatekeeper.force.policy.source_deny)
         async with self._sources:
-            if wanted == any(mode != "off" for mode in self._loaded.xdp.values()):
-                return
-            order = {
-                "state_dir": str(config.state_dir.resolve()), "interfaces": list(config.interfaces),
-                "mode": config.xdp_mode.value, "attach": wanted,
-            }  # fmt: skip
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "engine.kernel.xdp", stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            out, _ = await child.communicate(json.dumps(order).encode())
-            answer = json.loads(out or b"{}")
-            if "xdp" in answer:
-                self._loaded.xdp.update(answer["xdp"])
-                self._problems.pop("xdp", None)
+            try:
+                await self._machine.guard_sources(wanted=denied and self._config.xdp_mode is not XdpMode.OFF)
+            except KernelError as error:
+                self._troubles.begin("xdp", f"denied sources are not dropped: {error.message}", Kind.POSTURE)
             else:
-                why = answer.get("error", "the process that attaches it ended without an answer")
-                self._problem("xdp", f"denied sources are not dropped: {why}", Kind.POSTURE)
+                self._troubles.over("xdp")
 
     def _new_executable(self, number: int) -> None:
         record = self._identities.record(number)
         if record is not None:
             self._orders.executable(record)
 
-    # ---- commands
+    def _map_full(self, error: MapFullError) -> None:
+        self._troubles.begin(f"map {error.map_name}", error.message, Kind.MAP_FULL)
 
-    async def _command(self, request: dict[str, Any]) -> Any:
-        command = request["command"]
-        if command == "status":
-            return await self._status()
-        if command == "reload":
-            return await self._reload()
-        if command == "list":
-            return [asdict(order) for order in self._orders.of_kind(request["kind"])] + (
-                self._standing_verdicts() if request["kind"] == "verdict" else []
-            )
-        if command == "set":
-            order = PersonsOrder.make(request["order"])
-            self._orders.set(order)
-            await self._follow_sources()
-            cut = self._gatekeeper.obey(order) if order.kind == "verdict" else 0
-            self._journal.note("command", action="set", cut=cut, **asdict(order))
-            return {"set": asdict(order), "cut": cut}
-        if command == "clear":
-            cleared = self._clear(request)
-            await self._follow_sources()
-            return cleared
-        raise UsageError(f"The engine knows no command {command!r}")
-
-    def _clear(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request.get("all"):
-            selectors = [order.selector for order in self._orders.of_kind(request["kind"])]
-        else:
-            selectors = [PersonsOrder.make(request["order"]).selector]
-        cleared = sum(self._orders.clear(selector) for selector in selectors)
-        if not cleared and not request.get("all"):
-            raise UsageError("There is no such setting", hint="`list` shows what is set.")
-        self._journal.note("command", action="clear", kind=request["kind"], selectors=[list(one) for one in selectors])
-        return {"cleared": cleared}
-
-    def _standing_verdicts(self) -> list[dict[str, Any]]:
-        return self._gatekeeper.force.listing(self._identities.record)
+    # ---- what it says of itself
 
     async def _status(self) -> dict[str, Any]:
-        gate = self._gate
-        fill = await asyncio.to_thread(gate.fill)
-        for name, (entries, most) in fill.items():
-            if entries >= _MAP_ALARM * most and name not in ("flow_verdicts", "held", "processes"):
-                self._problem(f"map {name}", f"the map {name} is {100 * entries // most} % full", Kind.MAP_FULL)
-        state = self._log.state
-        redirected, taken = gate.hold_queue()
-        evaluator = self._gatekeeper.force.policy.evaluator
-        counters = {counter.name.lower(): value for counter, value in gate.counters().items()}
-        return {
-            "state": "degraded" if self._problems else "healthy",
-            "problems": list(self._problems.values()),
-            "version": __version__,
-            "pid": os.getpid(),
-            "mode": self._config.mode.value,
-            "generation": msgspec.structs.asdict(self._generation),
-            "policy": str(self._folder),
-            "interfaces": {
-                name: {"ifindex": index, "xdp": self._loaded.xdp.get(name, "off")}
-                for name, index in self._loaded.interfaces.items()
-            },
-            "cgroup": str(self._config.cgroup or self._cgroup_mount),
-            "programs": self._loaded.programs,
-            "start_seconds": self._loaded.seconds,
-            "maps": {name: {"entries": entries, "max": most} for name, (entries, most) in fill.items()},
-            "evaluator": {"name": evaluator.name, "restarts": getattr(evaluator, "restarts", 0)},
-            "features": {one.name: {"state": one.state.value, "why": one.why} for one in self._features()},
-            "posture": self._config.posture.document(),
-            "counters": counters,
-            "hold": {
-                "redirected": redirected, "taken": taken, **asdict(self._hold.counts),
-                **asdict(self._gatekeeper.counts), "flows": len(self._gatekeeper.flows),
-            },
-            "losses": {counter.name.lower(): counters[counter.name.lower()] for counter in LOSSES}
-            | {"held_frames": self._hold.counts.lost, "log_entries": state.lost},
-            "events": self._telling.handled,
-            "longest_pause_ms": round(1000 * self._longest_pause),
-            "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            "alerts": [asdict(one) for one in self._alerts.statistics()],
-            "audit": {
-                "status": state.status, "queued": state.queued, "durable": state.durable, "lost": state.lost,
-                "head": state.head.size if state.head else 0, "key": self._log.verifier_key,
-            },
-        }  # fmt: skip
+        return await report.document(
+            self._config, self._config.cgroup or self._mount, self._machine, self._gatekeeper, self._log,
+            self._alerts, self._generations.standing, self._features(), self._troubles.standing,
+        )  # fmt: skip
 
     def _features(self) -> list[features.Feature]:
         resolvers_spared, remotes_spared = self._spared
+        loaded = self._machine.loaded
         return features.report(
-            xdp=self._loaded.xdp, interfaces=self._loaded.interfaces, cgroup=self._config.cgroup or self._cgroup_mount,
-            mount=self._cgroup_mount, headers=self._loaded.headers, cuts=self._cuts, polling=self._watcher.polling,
+            xdp=loaded.xdp, interfaces=loaded.interfaces, cgroup=self._config.cgroup or self._mount,
+            mount=self._mount, headers=loaded.headers, cuts=self._cuts, polling=self._watcher.polling,
             resolvers=resolvers_spared, remotes=remotes_spared,
         )  # fmt: skip
 
     def _line(self) -> str:
-        generation = self._generation
+        generation = self._generations.standing
         name = (generation.commit or generation.digest)[:12]
         mark = "-dirty" if generation.dirty and generation.commit else ""
         return (
@@ -593,48 +403,11 @@ class Supervisor:
         )
 
 
-def _detach(pins: Pins) -> Detached:
-    # Netlink costs 19 MiB, and the engine needs it only when it goes.
-    from engine.kernel.detach import detach  # noqa: PLC0415
-
-    return detach(pins)
-
-
-def _sizes(maps: Maps) -> dict[str, int]:
-    """The configuration's bounds under the names that bpf/include/abi.h has for them."""
-    return {
-        "CONNECT_VERDICTS_MAX": maps.destinations,
-        "DESTINATIONS_MAX": maps.never_deny + maps.destinations,
-        "EVENT_BYTES": maps.ring_bytes,
-        "FLOW_VERDICTS_MAX": maps.flows,
-        "NAME_VERDICTS_MAX": maps.names,
-        "PROCESSES_MAX": maps.processes,
-        "SOURCES_MAX": maps.sources,
-        "STRATEGIES_MAX": maps.strategies,
-    }
-
-
-def _open_bits(posture: Posture) -> int:
-    bits = {
-        Condition.ENGINE_ABSENT: PostureBit.ENGINE_ABSENT,
-        Condition.HOLD_QUEUE_FULL: PostureBit.HOLD_FULL,
-        Condition.MAP_FULL: PostureBit.MAP_FULL,
-        Condition.PARSER_MALFORMED: PostureBit.MALFORMED,
-        Condition.FRAGMENT: PostureBit.FRAGMENT,
-    }
-    return int(sum(bit for condition, bit in bits.items() if posture[condition].passes))
-
-
 def _system_resolvers() -> tuple[NeverDeny, ...]:
     try:
         return resolvers(Path("/etc/resolv.conf").read_text())
     except OSError:
         return ()
-
-
-def _opa_binary() -> str:
-    beside = Path(sys.executable).parent / "opa"
-    return str(beside) if beside.exists() else "opa"
 
 
 def _notify(text: str) -> None:

@@ -1,0 +1,155 @@
+"""Which policy is in force: the first one, and each that follows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from audit.entry import Generation
+from audit.log import AuditLog
+from engine.alerts.alert import Kind
+from engine.config import Config, EvaluatorKind
+from engine.errors import EvaluatorError, PolicyError, SallyportError
+from engine.model.decision import Verdict
+from engine.model.posture import Condition
+from engine.policy.bundle import Bundle
+from engine.policy.evaluator import Evaluator
+from engine.policy.evaluators import factory
+from engine.policy.prepare import Policy, prepare
+from engine.ports import Gate, MapFullError
+from engine.runtime.force import Force, Numbering
+from engine.runtime.gatekeeper import Gatekeeper
+from engine.runtime.identify import Identifier
+from engine.runtime.journal import Journal
+from engine.runtime.machine import opa_binary
+from engine.runtime.reload import Switch
+from engine.runtime.statefiles import StateDir
+from engine.runtime.troubles import Troubles
+
+
+def evaluator_of(kind: EvaluatorKind) -> Callable[[], Evaluator]:
+    """Return what makes evaluators of this kind; each imports what it needs itself."""
+    if kind is EvaluatorKind.OPA:
+        from engine.policy.opa import OpaEvaluator  # noqa: PLC0415 - aiohttp is 20 MiB that only opa pays
+
+        return lambda: OpaEvaluator(binary=opa_binary())
+    return factory(kind.value)
+
+
+class Generations:
+    """Prepares candidates and puts them in force, one at a time. `changed` is called after each switch."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        gate: Gate,
+        numbering: Numbering,
+        state: StateDir,
+        log: AuditLog,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._gate = gate
+        self._numbering = numbering
+        self._state = state
+        self._log = log
+        self._reloading = asyncio.Lock()
+        self.restored = False
+        self.standing = Generation(0, "")
+
+    def first(self, policy: Policy, on_full: Callable[[MapFullError], None]) -> Force:
+        """Return the generation to begin with: the one that stands in the maps if it is this very policy, so that a
+        restart judges nothing again, else the next one."""
+        standing = self._state.standing()
+        number = self._gate.generation()
+        self.restored = standing is not None and (standing.number, standing.digest, standing.mode) == (
+            number, policy.bundle.digest, self._config.mode.value,
+        )  # fmt: skip
+        self._on_full = on_full
+        force = self._force(number if self.restored else number + 1, policy)
+        if self.restored:
+            force.restore()
+        return force
+
+    def attach(
+        self, gatekeeper: Gatekeeper, identifier: Identifier, journal: Journal, troubles: Troubles,
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """Take the rooms that the first generation had to be there for."""
+        self._changed = changed
+        self._gatekeeper = gatekeeper
+        self._identifier = identifier
+        self._journal = journal
+        self._troubles = troubles
+
+    def begin(self) -> None:
+        """Put the first generation in force."""
+        force = self._gatekeeper.force
+        policy = force.policy
+        force.begin()
+        if not self.restored:
+            force.deny_sources(policy.source_deny)
+        self._look_up_for(force)
+        self._gate.set_generation(force.number)
+        self._say(force.number, policy.bundle)
+        self._journal.note(
+            "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
+            rules=[rule.name for rule in policy.rules], restored=self.restored,
+        )  # fmt: skip
+
+    async def reload(self) -> dict[str, Any]:
+        """Prepare what the folder holds now and put it in force. Whatever fails leaves the generation as it is."""
+        async with self._reloading:
+            old = self._gatekeeper.force
+            try:
+                policy = await prepare(self._folder, evaluator_of(self._config.evaluator))
+            except (PolicyError, EvaluatorError) as error:
+                return self._refused(old, error, f"the policy was refused, generation {old.number} stays")
+            if policy.bundle.digest == old.policy.bundle.digest:
+                await policy.close()
+                self._troubles.over("policy")
+                if (policy.bundle.commit, policy.bundle.dirty) != (self.standing.commit or None, self.standing.dirty):
+                    # The same rules under another commit: the log says so, and nothing needs to be judged again.
+                    self._say(old.number, policy.bundle)
+                return {"applied": False, "number": old.number, "unchanged": True}
+            force = self._force(old.number + 1, policy)
+            self._look_up_for(force)
+            switch = Switch(self._gate, self._gatekeeper, self._identifier, self._config.mode)
+            try:
+                done = await switch.to(force)
+            except SallyportError as error:
+                await policy.close()
+                self._look_up_for(old)
+                return self._refused(old, error, "the policy could not be put in force")
+            self._troubles.over("policy")
+            await self._changed()
+            self._say(force.number, policy.bundle)
+            self._journal.note(
+                "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
+                replaced=old.policy.bundle.digest, judged=done.judged, cut=done.cut, seconds=round(done.seconds, 4),
+            )  # fmt: skip
+            return {"applied": True, "number": force.number, "judged": done.judged, "cut": done.cut}
+
+    def _refused(self, old: Force, error: SallyportError, what: str) -> dict[str, Any]:
+        self._troubles.begin("policy", f"{what}: {error.message}", Kind.POLICY_BROKEN)
+        self._journal.note("policy", refused=True, error=error.diagnostics(), number=old.number)
+        return {"applied": False, "number": old.number, "error": error.diagnostics()}
+
+    def _force(self, number: int, policy: Policy) -> Force:
+        posture = self._config.posture[Condition.EVALUATOR_FAILED]
+        judge = policy.judge(posture=Verdict.ALLOW if posture.passes else Verdict.DENY)
+        return Force(number, policy, judge, self._gate, self._numbering, self._on_full)
+
+    def _look_up_for(self, force: Force) -> None:
+        """Look up about a process only what a rule of this generation reads."""
+        self._identifier.hashing = force.policy.reads_field("exe.sha256")
+        self._identifier.ancestry = any("process" in rule.scope for rule in force.policy.rules)
+
+    def _say(self, number: int, bundle: Bundle) -> None:
+        """Say in the log, and to the next engine, what is in force from now on."""
+        self.standing = Generation(number, bundle.digest, bundle.commit or "", bundle.dirty)
+        self._log.generation = self.standing
+        self._state.write_standing(number, bundle.digest, self._config.mode.value)

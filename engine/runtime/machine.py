@@ -1,0 +1,117 @@
+"""The kernel side as one engine holds it: what the loader pinned, opened; what is sent to it, in its own terms."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from engine.abi.numbers import Mode, PostureBit, Present
+from engine.abi.records import Config as GateConfig
+from engine.config import Config, Maps
+from engine.config import Mode as ConfigMode
+from engine.errors import KernelError
+from engine.kernel.gate import KernelGate
+from engine.kernel.hold import Hold
+from engine.kernel.order import Detached, Loaded
+from engine.kernel.pins import Pins
+from engine.kernel.ring import Ring, open_ring
+from engine.kernel.sockdiag import SockDiag
+from engine.model.posture import Condition, Posture
+
+_HEARTBEAT_MAX = 2.0
+"""Seconds without a heartbeat after which the gate counts the engine as absent."""
+_HOLD_BYTES = 32 << 20
+
+
+class Machine:
+    """Gate, hold, ring and sock_diag of one instance. `loaded`: what the loader says stands."""
+
+    def __init__(self, config: Config, pins: Pins, loaded: Loaded) -> None:
+        self._config = config
+        self.loaded = loaded
+        self.gate = KernelGate(pins.maps)
+        self.hold = Hold(pins.held_device, _HOLD_BYTES)
+        # What was redirected before this engine had its socket is nobody's any more.
+        self._taken_before = self.gate.hold_queue()[0]
+        self.ring: Ring = open_ring(pins.maps / "events")
+        self.diag = SockDiag()
+        self.interfaces = {index: name for name, index in loaded.interfaces.items()}
+
+    def took(self) -> None:
+        """Tell the gate how many frames have left the hold queue."""
+        self.gate.take(self._taken_before + self.hold.counts.taken + self.hold.counts.lost)
+
+    def switch(self, present: Present) -> None:
+        """Write the gate's configuration: from now on the mode that was asked for holds."""
+        mode = Mode.ENFORCE if self._config.mode is ConfigMode.ENFORCE else Mode.OBSERVE
+        self.gate.set_config(
+            GateConfig(
+                mode, self.loaded.hold_ifindex, int(present), open_bits(self._config.posture),
+                self._config.hold.queue, int(_HEARTBEAT_MAX * 1e9),
+            )
+        )  # fmt: skip
+
+    async def guard_sources(self, *, wanted: bool) -> None:
+        """Have the XDP program attached, or not. Raises KernelError when that fails."""
+        if wanted == any(mode != "off" for mode in self.loaded.xdp.values()):
+            return
+        config = self._config
+        order = {
+            "state_dir": str(config.state_dir.resolve()), "interfaces": list(config.interfaces),
+            "mode": config.xdp_mode.value, "attach": wanted,
+        }  # fmt: skip
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "engine.kernel.xdp", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await child.communicate(json.dumps(order).encode())
+        answer = json.loads(out or b"{}")
+        if "xdp" not in answer:
+            raise KernelError(answer.get("error", "the process that attaches XDP ended without an answer"))
+        self.loaded.xdp.update(answer["xdp"])
+
+    def close(self) -> None:
+        self.hold.close()
+        self.diag.close()
+        self.ring.close()
+        self.gate.close()
+
+
+def detach(pins: Pins) -> Detached:
+    """Take the gate down. Netlink costs 19 MiB, and the engine needs it only when it goes."""
+    from engine.kernel.detach import detach as take_down  # noqa: PLC0415
+
+    return take_down(pins)
+
+
+def sizes(maps: Maps) -> dict[str, int]:
+    """Return the configuration's bounds under the names that bpf/include/abi.h has for them."""
+    return {
+        "CONNECT_VERDICTS_MAX": maps.destinations,
+        "DESTINATIONS_MAX": maps.never_deny + maps.destinations,
+        "EVENT_BYTES": maps.ring_bytes,
+        "FLOW_VERDICTS_MAX": maps.flows,
+        "NAME_VERDICTS_MAX": maps.names,
+        "PROCESSES_MAX": maps.processes,
+        "SOURCES_MAX": maps.sources,
+        "STRATEGIES_MAX": maps.strategies,
+    }
+
+
+def open_bits(posture: Posture) -> int:
+    """Return the conditions that the gate itself meets and lets pass."""
+    bits = {
+        Condition.ENGINE_ABSENT: PostureBit.ENGINE_ABSENT,
+        Condition.HOLD_QUEUE_FULL: PostureBit.HOLD_FULL,
+        Condition.MAP_FULL: PostureBit.MAP_FULL,
+        Condition.PARSER_MALFORMED: PostureBit.MALFORMED,
+        Condition.FRAGMENT: PostureBit.FRAGMENT,
+    }
+    return int(sum(bit for condition, bit in bits.items() if posture[condition].passes))
+
+
+def opa_binary() -> str:
+    """Return the opa beside this Python, where `make setup` puts it, else the name to be looked up in PATH."""
+    beside = Path(sys.executable).parent / "opa"
+    return str(beside) if beside.exists() else "opa"
