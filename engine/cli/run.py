@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     # The loader's imports and ours side by side: half a second of the two that a start may take.
     loader = LoaderProcess()
     try:
-        from engine.runtime.supervisor import Supervisor  # noqa: PLC0415
+        from engine.service.supervisor import Supervisor  # noqa: PLC0415
 
         print(config.posture.text(), file=sys.stderr, end="", flush=True)
         _be_quick()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from engine.runtime.force import Force, Numbering
 from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identify import Identifier
 from engine.runtime.journal import Journal
-from engine.runtime.machine import opa_binary
 from engine.runtime.reload import Switch
 from engine.runtime.statefiles import StateDir
 from engine.runtime.troubles import Troubles
@@ -34,7 +34,7 @@ def evaluator_of(kind: EvaluatorKind) -> Callable[[], Evaluator]:
     if kind is EvaluatorKind.OPA:
         from engine.policy.opa import OpaEvaluator  # noqa: PLC0415 - aiohttp is 20 MiB that only opa pays
 
-        return lambda: OpaEvaluator(binary=opa_binary())
+        return lambda: OpaEvaluator(binary=_opa_binary())
     return factory(kind.value)
 
 
@@ -153,3 +153,9 @@ class Generations:
         self.standing = Generation(number, bundle.digest, bundle.commit or "", bundle.dirty)
         self._log.generation = self.standing
         self._state.write_standing(number, bundle.digest, self._config.mode.value)
+
+
+def _opa_binary() -> str:
+    """Return the opa beside this Python, where `make setup` puts it, else the name to be looked up in PATH."""
+    beside = Path(sys.executable).parent / "opa"
+    return str(beside) if beside.exists() else "opa"

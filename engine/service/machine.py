@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from pathlib import Path
 
 from engine.abi.numbers import Mode, PostureBit, Present
 from engine.abi.records import Config as GateConfig
@@ -109,9 +108,3 @@ def open_bits(posture: Posture) -> int:
         Condition.FRAGMENT: PostureBit.FRAGMENT,
     }
     return int(sum(bit for condition, bit in bits.items() if posture[condition].passes))
-
-
-def opa_binary() -> str:
-    """Return the opa beside this Python, where `make setup` puts it, else the name to be looked up in PATH."""
-    beside = Path(sys.executable).parent / "opa"
-    return str(beside) if beside.exists() else "opa"

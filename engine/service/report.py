@@ -19,7 +19,7 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.config import Config
 from engine.runtime.features import Feature
 from engine.runtime.gatekeeper import Gatekeeper
-from engine.runtime.machine import Machine
+from engine.service.machine import Machine
 
 
 async def document(

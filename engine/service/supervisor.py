@@ -35,7 +35,7 @@ from engine.kernel.spawn import LoaderProcess
 from engine.model.facts import Host
 from engine.policy.prepare import Policy, prepare
 from engine.ports import MapFullError
-from engine.runtime import features, machine, report
+from engine.runtime import features
 from engine.runtime.cgroups import CgroupTable, find_mount
 from engine.runtime.commands import Commands
 from engine.runtime.control import ControlServer
@@ -46,7 +46,6 @@ from engine.runtime.generations import Generations, evaluator_of
 from engine.runtime.identify import Identifier
 from engine.runtime.identity import Identities
 from engine.runtime.journal import Journal
-from engine.runtime.machine import Machine
 from engine.runtime.orders import Orders, resolvers
 from engine.runtime.owners import Owners
 from engine.runtime.remotes import remotes
@@ -55,6 +54,8 @@ from engine.runtime.telling import Telling
 from engine.runtime.troubles import Troubles
 from engine.runtime.users import Users
 from engine.runtime.watch import PolicyWatcher
+from engine.service import machine, report
+from engine.service.machine import Machine
 
 _BEAT = 0.25
 _LOOK = 0.05
