@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from audit.errors import AuditError
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 - the last edge
+        # Never 1, with which a script reads that the command worked and found something.
+        traceback.print_exc()
+        return SallyportError.exit_code
     return code
 
 
