@@ -42,13 +42,14 @@ class Commands:
         return await action(request)
 
     async def _list(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        listed = [asdict(order) for order in self._orders.of_kind(request["kind"])]
-        if request["kind"] == "verdict":
+        kind = _kind(request)
+        listed = [asdict(order) for order in self._orders.of_kind(kind)]
+        if kind == "verdict":
             listed += self._gatekeeper.force.listing(self._identities.record)
         return listed
 
     async def _set(self, request: dict[str, Any]) -> dict[str, Any]:
-        order = Order.make(request["order"])
+        order = Order.make(_order(request))
         self._orders.set(order)
         await self._changed()
         cut = self._gatekeeper.obey(order) if order.kind == "verdict" else 0
@@ -56,14 +57,28 @@ class Commands:
         return {"set": asdict(order), "cut": cut}
 
     async def _clear(self, request: dict[str, Any]) -> dict[str, Any]:
-        kind = request["kind"]
+        kind = _kind(request)
         if request.get("all"):
             selectors = [order.selector for order in self._orders.of_kind(kind)]
         else:
-            selectors = [Order.make(request["order"]).selector]
+            selectors = [Order.make(_order(request)).selector]
         cleared = sum(self._orders.clear(selector) for selector in selectors)
         if not cleared and not request.get("all"):
             raise UsageError("There is no such setting", hint="`list` shows what is set.")
         await self._changed()
         self._journal.note("command", action="clear", kind=kind, selectors=[list(one) for one in selectors])
         return {"cleared": cleared}
+
+
+def _kind(request: dict[str, Any]) -> str:
+    kind = request.get("kind")
+    if kind not in ("verdict", "strategy"):
+        raise UsageError(f"{kind!r} is nothing that can be set", hint="There are verdicts and strategies.")
+    return str(kind)
+
+
+def _order(request: dict[str, Any]) -> dict[str, Any]:
+    order = request.get("order")
+    if not isinstance(order, dict):
+        raise UsageError("The request has no setting")
+    return order

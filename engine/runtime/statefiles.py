@@ -11,6 +11,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
 from engine.errors import StateError
 from engine.runtime.identity import ExeRecord
 
@@ -63,12 +65,11 @@ class StateDir:
 
     def standing(self) -> Standing | None:
         """Return what the engine before left, None when there is nothing of this boot."""
-        found = self._read("generation.json")
         try:
-            standing = Standing(**found) if isinstance(found, dict) else None
-        except TypeError:
+            standing = msgspec.convert(self._read("generation.json"), Standing)
+        except msgspec.ValidationError:
             return None
-        return standing if standing is not None and standing.boot == boot_id() else None
+        return standing if standing.boot == boot_id() else None
 
     def write_standing(self, number: int, digest: str, mode: str) -> None:
         self._write("generation.json", json.dumps(asdict(Standing(boot_id(), number, digest, mode))))
@@ -79,8 +80,8 @@ class StateDir:
         if not isinstance(found, dict) or found.get("boot") != boot_id():
             return []
         try:
-            return [ExeRecord(**record) for record in found["executables"]]
-        except (KeyError, TypeError):
+            return msgspec.convert(found.get("executables"), list[ExeRecord])
+        except msgspec.ValidationError:
             return []
 
     def write_executables(self, records: list[ExeRecord]) -> None:
