@@ -40,7 +40,10 @@ struct scratch {
 	__u32 tcp;
 	__u32 quic; /* the datagram begins a QUIC connection */
 	__u32 is_allowed;
+	__u32 is_known;
+	__u32 pad;
 	struct verdict_entry entry;   /* to apply: a copy, so that every way to apply() looks alike to the verifier */
+	struct verdict_entry known;   /* the flow's own */
 	struct verdict_entry allowed; /* the destination's standing allow, while the name is still to be read */
 	__u8 window[PACKET_WINDOW];
 	struct packet packet;
@@ -405,7 +408,7 @@ static inline __attribute__((always_inline)) int hold(struct run *r)
 		held_by->verdict_id = r->state->verdict_id;
 		held_by->flags = r->state->flags;
 		if (s->packet.length)
-			r->state->flags |= FLOW_HOLDING;
+			r->state->flags |= s->observe ? FLOW_HOLDING | FLOW_COPIED : FLOW_HOLDING;
 	} else {
 		held_by->flags = FLOW_NO_STORAGE;
 	}
@@ -655,15 +658,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	}
 
 	entry = flow_verdicts.lookup(&s->flow);
-	if (standing(entry)) {
-		if (entry->verdict == VERDICT_UNDECIDED)
-			s->undecided = 1;
-		else if (!(entry->by_name && s->quic))
-			return to_apply(r, entry, ORIGIN_FLOW, STAGE_PAYLOAD);
-		else
-			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
-	}
-
+	s->is_known = standing(entry);
+	if (s->is_known)
+		__builtin_memcpy(&s->known, entry, sizeof(s->known));
 	/* A socket lives longer than a strategy: no packet is observed by the word that stood for the one before. */
 	s->observe = r->config->mode == MODE_OBSERVE;
 	if (r->state)
@@ -672,12 +669,22 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		entry = strategy(r->config->present, who, &s->destination, p->tuple.transport, p->tuple.dport,
 				 p->tuple.dst);
 		if (entry && entry->verdict == VERDICT_IGNORE)
-			return to_apply(r, entry, ORIGIN_STRATEGY, STAGE_CONNECT);
+			return to_apply(r, entry, s->is_known && s->known.verdict == VERDICT_IGNORE ? ORIGIN_FLOW : ORIGIN_STRATEGY,
+					STAGE_CONNECT);
+		/* Before the flow's own verdict: what is only observed is not stopped by a deny that was noted for it. */
 		if (entry && entry->verdict == VERDICT_OBSERVE) {
 			s->observe = 1;
 			if (r->state)
 				r->state->flags |= FLOW_OBSERVE;
 		}
+	}
+	if (s->is_known) {
+		if (s->known.verdict == VERDICT_UNDECIDED)
+			s->undecided = 1;
+		else if (!(s->known.by_name && s->quic))
+			return to_apply(r, &s->known, ORIGIN_FLOW, STAGE_PAYLOAD);
+		else
+			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
 	}
 
 	plan = plan_of(s->generation);
@@ -699,6 +706,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 			return to_apply(r, &s->allowed, ORIGIN_DEST, STAGE_CONNECT);
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
 	}
+	/* While it was observed its payload passed: now it is enforced, its start is gone. */
+	if (r->state && !s->observe && (r->state->flags & FLOW_COPIED))
+		r->state->flags |= FLOW_PAYLOAD_PASSED;
 	if (r->state && !s->is_allowed && !(r->state->flags & FLOW_PAYLOAD_PASSED)) {
 		r->state->verdict = VERDICT_UNDECIDED;
 		r->state->generation = s->generation;

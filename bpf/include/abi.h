@@ -145,6 +145,7 @@ enum flow_flag {
 	FLOW_INBOUND = 8,
 	FLOW_CLONED = 16, /* the held frame is a copy, the original has passed */
 	FLOW_NO_STORAGE = 32,
+	FLOW_COPIED = 64, /* payload has passed while copies of it were judged */
 };
 
 /* Every packet that a program ends or waves through without asking has one of these, counted per CPU. */

@@ -94,6 +94,7 @@ class FlowFlag(IntFlag):
     INBOUND = 8
     CLONED = 16
     NO_STORAGE = 32
+    COPIED = 64
 
 
 class EventType(IntEnum):
