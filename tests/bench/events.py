@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from engine.abi.numbers import Counter
 from engine.lab.errors import LabError
 from engine.lab.gate import Since
-from engine.lab.place import environment
 from tests.bench.figures import Row, at_least, median
 from tests.bench.program import Program, last_cpu
 from tests.bench.site import Site
@@ -103,7 +101,7 @@ def durable(log: Path) -> int:
 def _alone(site: Site) -> float:
     folder = site.work / "alone"
     words = [sys.executable, "-m", "tests.bench.log_alone", str(folder), str(_CONNECTIONS * _PER_CONNECTION)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise LabError(f"The audit log alone: {done.stderr.strip()}")
-    return float(done.stdout)
+    done = site.tools.run(words, seconds=60.0)
+    if done.code != 0:
+        raise LabError(f"The audit log alone: {done.last_words}")
+    return float(done.out)

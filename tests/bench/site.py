@@ -23,7 +23,7 @@ from engine.lab.gate import Gate
 from engine.lab.groups import Groups
 from engine.lab.interruption import undisturbed
 from engine.lab.journal import Journal, Plan
-from engine.lab.place import ROOT, Place, run
+from engine.lab.place import ROOT, Place
 from engine.lab.servers import make_certificates
 from engine.lab.topology import Namespace
 from engine.lab.undo import undo, undo_abandoned
@@ -44,20 +44,22 @@ class Site:
         self.groups.make()
         self.bare_group = plan.cgroup / "bare.service"
         self.bare_group.mkdir()
-        make_certificates(self.work)
-        self.client = Namespace(self.groups.keepers)
+        self.tools = Place(self.groups.tools)
+        if plan.mounts_bpffs:
+            self.tools.run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
+        make_certificates(self.work, self.tools)
+        self.client = Namespace(self.tools)
         parts.callback(self.client.close)
-        self.server = Namespace(self.groups.keepers)
+        self.server = Namespace(self.tools)
         parts.callback(self.server.close)
         self._wire()
-        self.guarded = Place(self.client.path, self.groups.plain)
-        self.bare = Place(self.client.path, self.bare_group)
-        self.served = Place(self.server.path, self.groups.servers)
+        self.guarded = Place(self.groups.plain, self.client.path)
+        self.bare = Place(self.bare_group, self.client.path)
+        self.served = Place(self.groups.servers, self.server.path)
         self.policy = self.work / "policy"
         shutil.copytree(ROOT / "policies", self.policy)
-        self.gate = Gate(
-            Place(self.client.path, self.groups.engine), self.groups.guarded, self.policy, plan.state, self.work
-        )
+        place = Place(self.groups.engine, self.client.path)
+        self.gate = Gate(place, self.tools, self.groups.guarded, self.policy, plan.state, self.work)
         parts.callback(self.gate.close)
 
     def _wire(self) -> None:
@@ -83,7 +85,8 @@ class Site:
     def compile(self, source: str) -> Path:
         """Compile a C program that stands beside this file."""
         binary = self.work / Path(source).stem
-        done = run(["cc", "-O2", "-Wall", "-o", str(binary), str(Path(__file__).parent / source)], seconds=60.0)
+        words = ["cc", "-O2", "-Wall", "-o", str(binary), str(Path(__file__).parent / source)]
+        done = self.tools.run(words, seconds=60.0)
         if done.code != 0:
             raise LabError(f"{source} does not compile: {done.last_words}", hint="`make setup` installs gcc.")
         return binary
@@ -100,8 +103,6 @@ def open_site() -> Iterator[Site]:
     journal = Journal.begin(plan)
     parts = ExitStack()
     try:
-        if plan.mounts_bpffs:
-            run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
         yield Site(plan, parts)
     finally:
         with undisturbed():
