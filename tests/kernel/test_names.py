@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.abi.numbers import Counter, EventType, FlowFlag, Origin, PostureBit, Present, Shape, StageNumber
+from engine.abi.numbers import Counter, EventType, FlowFlag, Mode, Origin, PostureBit, Present, Shape, StageNumber
 from engine.abi.records import DestinationKey, NameKey
 from tests.kernel.lab import ALLOW, DENY, OUTSIDE, OUTSIDE6, TCP, UNDECIDED, Watch, exact, key
 from tests.support import hello
@@ -133,6 +133,23 @@ def test_what_an_open_posture_let_pass_was_the_start_of_the_stream(
     send(client, port, BAD)
     received(server, len(BAD))
     watch.configure()
+    client.do(f"s.sendall({GOOD!r})")
+    frame = watch.held()
+    assert frame.packet.payload == GOOD
+    assert frame.note.flags & FlowFlag.PAYLOAD_PASSED
+
+
+def test_what_passed_while_observed_was_the_start_of_the_stream(
+    watch: Watch, client: Agent, server: Agent, port: int
+) -> None:
+    """Observed first, enforced later: the engine must not take the middle for the start."""
+    watch.configure(mode=Mode.OBSERVE)
+    send(client, port, BAD)
+    received(server, len(BAD))
+    while watch.held().packet.payload != BAD:
+        continue
+    watch.configure(mode=Mode.ENFORCE)
+    watch.name("good.example", ALLOW)
     client.do(f"s.sendall({GOOD!r})")
     frame = watch.held()
     assert frame.packet.payload == GOOD

@@ -322,6 +322,19 @@ def test_a_datagram_socket_is_observed_no_longer_than_its_strategy(
     assert not any(b"enforced" in frame for frame in wire.until_mark(near.mark()))
 
 
+def test_every_datagram_of_an_observed_destination_passes(watch: Watch, client: Agent, server: Agent) -> None:
+    """The deny that the first datagram met must not stop the second one."""
+    server.do(f"s = bound({OUTSIDE!r}, 5404)")
+    watch.dest(OUTSIDE, 5404, DENY, UDP)
+    watch.gate.put_destination(DestinationKey(DestinationClass.STRATEGY, UDP, 5404, key(OUTSIDE)), OBSERVE)
+    watch.configure(present=Present.STRATEGY_DEST)
+    client.do("s = udp()")
+    for word in (b"one", b"two", b"three"):
+        client.do(f"s.sendto({word!r}, ({OUTSIDE!r}, 5404))")
+        assert server.do("s.recv(99)") == word
+    assert watch.counted()[Counter.WOULD_DROP] == 3
+
+
 def test_an_inbound_connection_passes_both_ways(watch: Watch, client: Agent, server: Agent) -> None:
     """The guarded host is the server: nothing of the answer is judged as if it had called."""
     client.do(f"l = listening({INSIDE!r}, 4519)")
