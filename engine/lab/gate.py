@@ -17,7 +17,7 @@ from engine.kernel.maps import PerCpuMap
 from engine.kernel.pins import Pins
 from engine.lab.errors import LabError
 from engine.lab.log import Entry, entries
-from engine.lab.place import Ended, Place, environment, run
+from engine.lab.place import Ended, Place, environment
 from engine.lab.topology import DEVICE
 from engine.lab.waiting import until
 
@@ -30,8 +30,9 @@ _TAIL_LINES = 6
 class Gate:
     """One engine after the other over the same state directory."""
 
-    def __init__(self, place: Place, guarded: Path, policy: Path, state_dir: Path, work: Path) -> None:
+    def __init__(self, place: Place, tools: Place, guarded: Path, policy: Path, state_dir: Path, work: Path) -> None:
         self._place = place
+        self._tools = tools
         self._words = ["--policy", str(policy), "--cgroup", str(guarded), "--interface", DEVICE]
         self._state_dir = state_dir
         self._stderr = work / "engine.err"
@@ -116,7 +117,7 @@ class Gate:
 
     def sallyport(self, *words: str, seconds: float = 20.0) -> Ended:
         """Run a command for this state directory, outside of the lab's namespaces, as an administrator would."""
-        return run([*COMMAND, *words, "--state-dir", str(self._state_dir)], seconds=seconds)
+        return self._tools.run([*COMMAND, *words, "--state-dir", str(self._state_dir)], seconds=seconds)
 
     def status(self) -> dict[str, Any]:
         done = self.sallyport("status", "--json")

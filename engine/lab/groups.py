@@ -1,7 +1,7 @@
 """The lab's control groups: what each is for, below one folder of its own.
 
-The gate judges what runs in `guarded`; the engine, the servers and the processes that keep the namespaces are beside
-it. Every process of a run is in one of them, so that a run can be ended without knowing a single process id.
+The gate judges what runs in `guarded`; the engine, the servers and the lab's own tools are beside it. Every process of
+a run is in one of them, so that a run can be ended without knowing a single process id.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class Groups:
         return self.root / "servers.service"
 
     @property
-    def keepers(self) -> Path:
-        return self.root / "keepers.service"
+    def tools(self) -> Path:
+        """The lab's own tools, and what keeps the namespaces."""
+        return self.root / "tools.service"
 
     def make(self) -> None:
         folders = (self.root, self.guarded, self.plain, self.ignored, self.metadata)
-        for folder in (*folders, self.engine, self.servers, self.keepers):
+        for folder in (*folders, self.engine, self.servers, self.tools):
             try:
                 folder.mkdir()
             except OSError as error:

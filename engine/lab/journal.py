@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,6 +54,34 @@ class Plan:
         return cls(run, str(state_dir or JOURNALS / run / "state"), str(cgroup_mount), mounts_bpffs)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Make the folder and be the only run that looks at it or changes it: a record whose run has not locked it yet
+    must not pass for one whose run is dead."""
+    while (descriptor := _lock_folder()) is None:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_folder() -> int | None:
+    """Return a descriptor with the folder's lock; None when the folder went away or was made anew meanwhile."""
+    with suppress(FileExistsError):
+        JOURNALS.mkdir(mode=0o700)
+    try:
+        descriptor = os.open(JOURNALS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), JOURNALS.stat()):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
 class Journal:
     """One run's record, and the lock that says that its run lives."""
 
@@ -65,13 +94,13 @@ class Journal:
     @classmethod
     def begin(cls, plan: Plan) -> Journal:
         """Lock and write the record of a new run."""
+        path = JOURNALS / f"{plan.run}.json"
         try:
-            JOURNALS.mkdir(mode=0o700, exist_ok=True)
-            path = JOURNALS / f"{plan.run}.json"
-            # Not inherited by any child (PEP 446): the lock ends with this process and nothing else.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, json.dumps(asdict(plan)).encode() + b"\n")
+            with _alone():
+                # Not inherited by any child (PEP 446): the lock ends with this process and nothing else.
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                os.write(descriptor, json.dumps(asdict(plan)).encode() + b"\n")
         except OSError as error:
             raise LabError(
                 f"The lab's journal cannot be written under {JOURNALS}: {error.strerror}",
@@ -80,26 +109,32 @@ class Journal:
         return cls(path, descriptor, plan)
 
     @classmethod
-    def abandoned(cls) -> Iterator[Journal]:
+    def abandoned(cls) -> list[Journal]:
         """Every record whose run is dead, locked: nobody else will clear it up at the same time."""
-        for path in sorted(JOURNALS.glob("*.json")):
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                plan = Plan(**json.loads(path.read_bytes()))
-            except (BlockingIOError, FileNotFoundError):
-                os.close(descriptor)
-                continue
-            except (ValueError, TypeError):
-                plan = None
-            yield cls(path, descriptor, plan)
+        if not JOURNALS.is_dir():
+            return []
+        with _alone():
+            return [journal for path in sorted(JOURNALS.glob("*.json")) if (journal := cls._seize(path)) is not None]
 
-    def close(self) -> None:
-        """Forget the run: nothing of it is left."""
-        self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        if not any(JOURNALS.iterdir()):
-            JOURNALS.rmdir()
+    @classmethod
+    def _seize(cls, path: Path) -> Journal | None:
+        """Lock a record; None when its run lives, or another run is clearing it up."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        try:
+            return cls(path, descriptor, Plan(**json.loads(path.read_bytes())))
+        except (ValueError, TypeError):
+            return cls(path, descriptor, None)
+
+    def close(self, problems: Sequence[str] = ()) -> None:
+        """Forget the run, of which nothing is left; with problems, keep its record for the next run to try again."""
+        with _alone():
+            if not problems:
+                self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            if not any(JOURNALS.iterdir()):
+                JOURNALS.rmdir()

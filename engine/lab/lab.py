@@ -19,7 +19,7 @@ from engine.lab.gate import Gate
 from engine.lab.groups import Groups
 from engine.lab.interruption import undisturbed
 from engine.lab.journal import Journal, Plan
-from engine.lab.place import Ended, Place, environment, run
+from engine.lab.place import Ended, Place, environment
 from engine.lab.policy import PolicyFolder
 from engine.lab.servers import PORT, Nginx, make_certificates
 from engine.lab.topology import SERVER, Topology
@@ -53,26 +53,29 @@ class Lab:
         self.plan = plan
         self.groups = Groups(plan.cgroup)
         self.groups.make()
+        self.tools = Place(self.groups.tools)
+        if plan.mounts_bpffs:
+            _mount_bpffs(self.tools)
         plan.work.mkdir(mode=0o700)
         self.curl_path = str(Path(shutil.which("curl", path=environment()["PATH"]) or "curl").resolve())
-        self.ca = make_certificates(plan.work)
-        self.policy = PolicyFolder(plan.work / "policy", self.curl_path)
-        self.net = Topology(self.groups.keepers)
+        self.ca = make_certificates(plan.work, self.tools)
+        self.policy = PolicyFolder(plan.work / "policy", self.curl_path, self.tools)
+        self.net = Topology(self.tools)
         parts.callback(self.net.close)
         client, server = self.net.client.path, self.net.server.path
-        self.place = Place(client, self.groups.plain)
-        served = Place(server, self.groups.servers)
+        self.place = Place(self.groups.plain, client)
+        served = Place(self.groups.servers, server)
         self.nginx = Nginx(served, plan.work)
         parts.callback(self.nginx.close)
         self.plain = Remote(self.place)
-        self.ignored = Remote(Place(client, self.groups.ignored))
-        self.metadata_place = Place(client, self.groups.metadata)
+        self.ignored = Remote(Place(self.groups.ignored, client))
+        self.metadata_place = Place(self.groups.metadata, client)
         self.server = Remote(served)
         for remote in (self.plain, self.ignored, self.server):
             parts.callback(remote.close)
         self.server.ask("capture", device=topology.SERVER_DEVICE)
-        self.engine_place = Place(client, self.groups.engine)
-        self.gate = Gate(self.engine_place, self.groups.guarded, self.policy.folder, plan.state, plan.work)
+        self.engine_place = Place(self.groups.engine, client)
+        self.gate = Gate(self.engine_place, self.tools, self.groups.guarded, self.policy.folder, plan.state, plan.work)
         parts.callback(self.gate.close)
 
     # ---- clients
@@ -135,14 +138,12 @@ def open_lab(state_dir: Path | None, begun: Callable[[str], None]) -> Iterator[L
     parts = ExitStack()
     try:
         begun(plan.run)
-        if plan.mounts_bpffs:
-            _mount_bpffs()
         yield Lab(plan, parts)
     finally:
         with undisturbed():
             parts.close()
             problems = undo(plan)
-            journal.close()
+            journal.close(problems)
     if problems:
         raise LabError("The lab could not take everything away: " + "; ".join(problems))
 
@@ -165,7 +166,7 @@ def _require(state_dir: Path | None) -> None:
         )
 
 
-def _mount_bpffs() -> None:
-    done = run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
+def _mount_bpffs(tools: Place) -> None:
+    done = tools.run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
     if done.code != 0:
         raise LabError(f"The BPF file system cannot be mounted at {BPFFS}: {done.last_words}")

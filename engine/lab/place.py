@@ -49,13 +49,18 @@ class Ended:
 
 @dataclass(frozen=True)
 class Place:
-    """`namespace` is a file that stands for a network namespace (network_namespaces(7))."""
+    """`namespace` is a file that stands for a network namespace (network_namespaces(7)); None: the lab's own.
 
-    namespace: Path
+    The lab's own tools have a place too: a lab that is killed while git or openssl is at work leaves them behind, and
+    they would write on into a folder that the next run is taking away.
+    """
+
     cgroup: Path
+    namespace: Path | None = None
 
     def command(self, words: Sequence[str]) -> list[str]:
-        return ["sh", "-c", _JOIN, str(self.cgroup), "nsenter", f"--net={self.namespace}", "--", *words]
+        enter = [] if self.namespace is None else ["nsenter", f"--net={self.namespace}", "--"]
+        return ["sh", "-c", _JOIN, str(self.cgroup), *enter, *words]
 
     def start(self, words: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start a program with pipes for standard input and output."""
@@ -67,17 +72,13 @@ class Place:
 
     def run(self, words: Sequence[str], stdin: str = "", seconds: float = 10.0) -> Ended:
         """Run a program to its end, or to the end of its time."""
-        return run(self.command(words), stdin, seconds)
-
-
-def run(words: Sequence[str], stdin: str = "", seconds: float = 10.0) -> Ended:
-    began = time.monotonic()
-    try:
-        done = subprocess.run(
-            words, input=stdin.encode(), capture_output=True, timeout=seconds, env=environment(), check=False,
-            start_new_session=True,
-        )  # fmt: skip
-        code, out, err = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired as error:
-        code, out, err = TIMED_OUT, error.stdout or b"", error.stderr or b""
-    return Ended(code, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - began)
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                self.command(words), input=stdin.encode(), capture_output=True, timeout=seconds, env=environment(),
+                check=False, start_new_session=True,
+            )  # fmt: skip
+            code, out, err = done.returncode, done.stdout, done.stderr
+        except subprocess.TimeoutExpired as error:
+            code, out, err = TIMED_OUT, error.stdout or b"", error.stderr or b""
+        return Ended(code, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - began)

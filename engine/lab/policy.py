@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.lab import topology
 from engine.lab.errors import LabError
-from engine.lab.place import ROOT, run
+from engine.lab.place import ROOT, Place
 
 LIBRARY = ROOT / "policies"
 _GIT = (
@@ -21,8 +21,9 @@ _GIT = (
 class PolicyFolder:
     """A policy folder that can be changed while an engine watches it."""
 
-    def __init__(self, folder: Path, curl: str) -> None:
+    def __init__(self, folder: Path, curl: str, tools: Place) -> None:
         self.folder = folder
+        self._tools = tools
         shutil.copytree(LIBRARY, folder)
         denied = (f"{topology.DENIED}/32", f"{topology.DENIED6}/128")
         self.put("exe_names", names={"protected.example": [curl]})
@@ -45,6 +46,6 @@ class PolicyFolder:
         fresh.rename(path)
 
     def _git(self, *words: str) -> None:
-        done = run([*_GIT, "-C", str(self.folder), *words])
+        done = self._tools.run([*_GIT, "-C", str(self.folder), *words])
         if done.code != 0:
             raise LabError(f"git {words[0]} failed in the lab's policy folder: {done.last_words}")

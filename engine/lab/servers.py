@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from engine.lab.errors import LabError
-from engine.lab.place import Place, run
+from engine.lab.place import Place
 from engine.lab.waiting import until
 
 NAMES = ("allowed.example", "protected.example", "www.denied.example", "later.example", "unseen.example")
@@ -49,7 +49,7 @@ _SERVER = """
 """
 
 
-def make_certificates(work: Path) -> Path:
+def make_certificates(work: Path, tools: Place) -> Path:
     """Make a throw-away authority and a certificate for all names; return the authority's file."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     authority = ["openssl", "req", "-x509", *key, "-keyout", f"{work}/ca.key", "-out", f"{work}/ca.pem"]
@@ -59,7 +59,7 @@ def make_certificates(work: Path) -> Path:
     leaf += ["-CA", f"{work}/ca.pem", "-CAkey", f"{work}/ca.key", "-subj", "/CN=server"]
     leaf += ["-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE"]
     for words in (authority, leaf):
-        done = run(words)
+        done = tools.run(words)
         if done.code != 0:
             raise LabError(f"openssl cannot make the lab's certificates: {done.last_words}")
     return work / "ca.pem"

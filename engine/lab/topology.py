@@ -9,11 +9,10 @@ That happens when the lab ends, however it ends.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from engine.lab.errors import LabError
-from engine.lab.place import environment, run
+from engine.lab.place import Place
 
 DEVICE = "gate0"
 SERVER_DEVICE = "gate1"
@@ -50,11 +49,9 @@ _SERVER = "\n".join(
 class Namespace:
     """A network namespace, for as long as its keeper's input is open."""
 
-    def __init__(self, cgroup: Path) -> None:
-        words = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec unshare --net -- cat', str(cgroup)]
-        self.keeper = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), start_new_session=True
-        )
+    def __init__(self, tools: Place) -> None:
+        self._tools = tools
+        self.keeper = tools.start(["unshare", "--net", "--", "cat"])
         assert self.keeper.stdin is not None  # noqa: S101 - pipes were asked for
         assert self.keeper.stdout is not None  # noqa: S101
         # unshare becomes cat only once the namespace is made: what comes back came from inside.
@@ -68,7 +65,7 @@ class Namespace:
         return Path(f"/proc/{self.keeper.pid}/ns/net")
 
     def configure(self, batch: str) -> None:
-        done = run(["nsenter", f"--net={self.path}", "--", "ip", "-batch", "-"], batch.strip() + "\n")
+        done = Place(self._tools.cgroup, self.path).run(["ip", "-batch", "-"], batch.strip() + "\n")
         if done.code != 0:
             raise LabError(
                 f"The lab's network cannot be set up: {done.last_words}",
@@ -83,9 +80,9 @@ class Namespace:
 class Topology:
     """Both sides, connected."""
 
-    def __init__(self, keepers: Path) -> None:
-        self.client = Namespace(keepers)
-        self.server = Namespace(keepers)
+    def __init__(self, tools: Place) -> None:
+        self.client = Namespace(tools)
+        self.server = Namespace(tools)
         self.client.configure(_CLIENT.format(server=self.server.keeper.pid))
         self.server.configure(_SERVER)
 

@@ -32,7 +32,6 @@ def undo(plan: Plan) -> list[str]:
     pins = Pins.of(plan.state)
     if _is_ours(pins, groups):
         problems += detach(pins).problems
-    _end(plan.cgroup)
     if not _remove_group(plan.cgroup):
         problems.append(f"The control group {plan.cgroup} is still in use")
     if plan.mounts_bpffs:
@@ -51,15 +50,10 @@ def _is_ours(pins: Pins, groups: Groups) -> bool:
     return pins.root.exists() or pins.record.exists()
 
 
-def undo_abandoned() -> list[str]:
-    """Clear up after every run that ended without doing so; return the names of those runs."""
-    runs = []
+def undo_abandoned() -> None:
+    """Clear up after every run that ended without doing so."""
     for journal in Journal.abandoned():
-        if journal.plan is not None:
-            undo(journal.plan)
-            runs.append(journal.plan.run)
-        journal.close()
-    return runs
+        journal.close(undo(journal.plan) if journal.plan is not None else ())
 
 
 def _members(folder: Path) -> Iterator[int]:
@@ -87,6 +81,8 @@ def _remove_group(folder: Path) -> bool:
     """Remove a control group with all below it; the kernel says EBUSY until the last process is gone."""
 
     def gone() -> bool:
+        # A program that was just being started joins at any moment until the group is gone, and cannot afterwards.
+        _kill(_members(folder))
         for below in sorted(folder.rglob("*/"), reverse=True):
             with suppress(OSError):
                 below.rmdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.lab.dialogue import Dialogue, fetch
+from engine.lab.place import Place
 from engine.lab.servers import NAMES, make_certificates
 
 NAME = NAMES[0]
@@ -21,7 +22,7 @@ NAME = NAMES[0]
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("certificates")
-    make_certificates(work)
+    make_certificates(work, Place(work))
     return work
 
 
@@ -96,7 +97,7 @@ def test_silence_after_the_hello_is_a_timeout_at_the_handshake(certificates: Pat
 
 
 def test_a_server_of_another_authority_is_not_believed(certificates: Path, server: Server, tmp_path: Path) -> None:
-    make_certificates(tmp_path)
+    make_certificates(tmp_path, Place(tmp_path))
     answer = fetch(**how(tmp_path, server.port))
     assert (answer["error"], answer["step"]) == ("CERTIFICATE_VERIFY_FAILED", "handshake")
 

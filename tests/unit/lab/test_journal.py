@@ -62,6 +62,13 @@ def test_the_last_journal_to_close_takes_the_folder_with_it(journals: Path) -> N
     assert not journals.exists()
 
 
+def test_a_run_that_could_not_be_taken_away_whole_is_tried_again(journals: Path) -> None:
+    Journal.begin(plan()).close(["a group is in use"])
+    (found,) = Journal.abandoned()
+    found.close()
+    assert not journals.exists()
+
+
 def test_an_abandoned_run_is_cleared_up_by_one_only(journals: Path) -> None:
     (journals / "x").parent.mkdir()
     (journals / "1234abcd.json").write_text("{}")
@@ -86,3 +93,19 @@ def test_a_state_directory_that_was_given_is_not_in_the_folder_that_goes(tmp_pat
     kept = Plan.fresh(tmp_path / "kept", Path("/cgroups"), mounts_bpffs=False)
     assert kept.state == tmp_path / "kept"
     assert kept.work not in kept.state.parents
+
+
+def test_many_runs_at_once_neither_lose_nor_seize_a_record(journals: Path) -> None:
+    # Each begins, looks for dead runs and ends, over and over: none is dead, so none may be found.
+    code = (
+        "import sys; from pathlib import Path; from engine.lab import journal\n"
+        "journal.JOURNALS = Path(sys.argv[1])\n"
+        "for _ in range(100):\n"
+        "    plan = journal.Plan.fresh(None, Path('/cgroups'), mounts_bpffs=True)\n"
+        "    assert journal.Journal.abandoned() == []\n"
+        "    kept = journal.Journal.begin(plan); assert kept.path.exists(); kept.close()"
+    )
+    words = [sys.executable, "-c", code, str(journals)]
+    runs = [subprocess.Popen(words, cwd=Path(__file__).parents[3], stderr=subprocess.PIPE) for _ in range(4)]
+    assert [(run.communicate()[1], run.returncode) for run in runs] == [(b"", 0)] * 4
+    assert not journals.exists()
