@@ -13,6 +13,7 @@ from engine.cli.status import STATE_DIR
 from engine.errors import EXIT_OK, UsageError
 from engine.runtime.control import ask
 
+_LAST_PORT = 0xFFFF
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _VERDICT_EPILOG = """\
 A verdict that is set comes before the policy's, and only never-deny comes before it. Flows in progress that it
@@ -91,6 +92,10 @@ def _order(args: argparse.Namespace, word: str) -> dict[str, Any]:
     by = given[0]
     port = getattr(args, "port", None) if args.kind == "verdict" else None
     transport = getattr(args, "transport", None)
+    if port is not None and not 1 <= port <= _LAST_PORT:
+        raise UsageError(
+            f"{port} is no port", hint=f"Ports are 1 to {_LAST_PORT}; without --port all of them are meant."
+        )
     if (port or transport) and by != "dest":
         raise UsageError("--port and --transport go with --dest")
     if transport and not port:
@@ -117,6 +122,8 @@ def _set(args: argparse.Namespace) -> int:
 def _clear(args: argparse.Namespace) -> int:
     request: dict[str, Any] = {"command": "clear", "kind": args.kind}
     if args.all:
+        if any(getattr(args, name) is not None for name in _SELECTORS[args.kind]):
+            raise UsageError("--all clears every one: give it alone, or a selector alone")
         request["all"] = True
     else:
         request["order"] = _order(args, _WORDS[args.kind][0])
