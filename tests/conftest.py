@@ -56,11 +56,13 @@ def missing_for(tier: str) -> str:
 
 
 def tier_of(path: Path) -> str:
-    """The folder directly below tests/ that the file is in; empty for files outside."""
+    """The folder directly below tests/ that the file is in; empty for files outside. A conformance suite is in the tier
+    of what it runs on, which is the folder below its own."""
     try:
-        return path.relative_to(TESTS).parts[0]
+        first, *below = path.relative_to(TESTS).parts
     except ValueError:
         return ""
+    return below[0] if first == "conformance" else first
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
