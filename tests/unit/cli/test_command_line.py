@@ -48,7 +48,8 @@ def outcome(*words: str) -> int:
 
 def examples(text: str) -> list[list[str]]:
     """Return the words of each example, without `sallyport`, comments, and what a shell would do with the output."""
-    lines = re.findall(r"sallyport (\S.*)$", re.split(r"^examples?:", text, flags=re.MULTILINE)[-1], re.MULTILINE)
+    block = re.split(r"^examples?:", text, flags=re.MULTILINE)[-1].partition("\n\n")[0]
+    lines = re.findall(r"^\s*sallyport (\S.*)$", block, re.MULTILINE)
     return [shlex.split(re.split(r" [|>&] ", line)[0], comments=True) for line in lines]
 
 
