@@ -344,9 +344,11 @@ LAYOUTS: dict[str, Codes] = {
         *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("ifindex", "I"), ("generation", "I"),
         ("verdict_id", "I"), ("exe_key", "I"), ("stage", "B"), ("flags", "B"), ("pad", "6x"),
     ),
-    "destination_key": (("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s")),
-    "source_key": (("prefixlen", "I"), ("generation", "I"), ("address", "16s")),
-    "name_key": (("prefixlen", "I"), ("class", "I"), ("name", f"{NAME_KEY_BYTES}s")),
+    "destination_key": (
+        ("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("pad", "4x"),
+    ),
+    "source_key": (("prefixlen", "I"), ("generation", "I"), ("address", "16s"), ("pad", "4x")),
+    "name_key": (("prefixlen", "I"), ("class", "I"), ("name", f"{NAME_KEY_BYTES}s"), ("pad", "4x")),
     "strategy_key": (("kind", "I"), ("pad", "4x"), ("value", "Q")),
     "process_event": (*_nested("header", HEADER_CODES), *_nested("identity", IDENTITY_CODES)),
     "socket_event": (

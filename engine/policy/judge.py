@@ -23,6 +23,10 @@ MEMORY = 16_384
 """Remembered answers; about 0.5 KiB each with their key where no two flows share a fact, so 8 MiB at most."""
 
 
+_NUMBERS = 65_536
+"""Different facts that are known at a time."""
+
+
 class Judge:
     """`posture`: the verdict (allow or deny) where the evaluator gives no answer. `hits` and `misses` count answers."""
 
@@ -45,6 +49,17 @@ class Judge:
             rule.name: (tuple(sorted(rule.scope)), tuple(sorted(rule.target_scope or ()))) for rule in self._rules
         }
         self._by_name = {rule.name: rule for rule in self._rules}
+        self._asked = {
+            stage: [(rule, asked is None) for rule in self._rules if (asked := asks(rule, stage)) is not False]
+            for stage in Stage
+        }
+        self._read = tuple(sorted({name for scopes in self._scopes.values() for names in scopes for name in names}))
+        self.reads = frozenset(self._read) | (
+            {"exe.sha256"} if any(rule.reads_field("exe.sha256") for rule in self._rules) else frozenset()
+        )
+        """The facts that any rule gets to see, and "exe.sha256" apart: what is not here need not be looked up."""
+        self._numbers: dict[tuple[str, Any], int] = {}
+        self._next_number = 0
         self._clock = {rule.name: clock_reads(rule) for rule in self._rules}
         self.hits = 0
         self.misses = 0
@@ -56,16 +71,14 @@ class Judge:
         """
         answers: dict[str, Answer] = {}
         questions: list[Question] = []
-        for rule in self._rules:
-            asked = asks(rule, stage)
-            if asked is False:
-                continue
-            known = self._recall(rule, facts, only_target=asked is None)
+        numbers = self._numbered(facts)
+        for rule, only_target in self._asked[stage]:
+            known = self._recall(rule, numbers, only_target=only_target)
             if known is not None:
                 self.hits += 1
                 answers[rule.name] = known
                 continue
-            questions.append(Question(rule.name, self._input(rule, facts, only_target=asked is None), asked is None))
+            questions.append(Question(rule.name, self._input(rule, facts, only_target=only_target), only_target))
         if questions:
             self.misses += len(questions)
             try:
@@ -74,7 +87,7 @@ class Judge:
                 given = [Answer(error=error.message) for _ in questions]
             for question, answer in zip(questions, given, strict=False):
                 answers[question.rule] = answer
-                self._remember(self._by_name[question.rule], facts, answer, only_target=question.only_target)
+                self._remember(self._by_name[question.rule], numbers, answer, only_target=question.only_target)
         return self._bounded(decide(self._rules, self._default, answers, stage, self._posture), now)
 
     def _input(self, rule: Rule, facts: Facts, *, only_target: bool) -> dict[str, Any]:
@@ -82,17 +95,35 @@ class Judge:
         # Facts.select makes plain values of them.
         return {name: getattr(facts, name) for name in self._scopes[rule.name][1 if only_target else 0]}
 
-    def _key(self, rule: Rule, facts: Facts, *, target: bool) -> tuple[Any, ...]:
-        names = self._scopes[rule.name][1 if target else 0]
-        return (rule.name, target, *(_hashable(facts, name) for name in names))
+    def _numbered(self, facts: Facts) -> dict[str, int]:
+        """Return a number for each fact that a rule reads, the same for equal facts: five rules look an answer up
+        three times each, and a fact is hashed once for all of them."""
+        if len(self._numbers) > _NUMBERS:
+            # Answers refer to numbers: they go together.
+            self._numbers.clear()
+            self._answers.clear()
+        numbers = {}
+        for name in self._read:
+            key = (name, _hashable(facts, name))
+            number = self._numbers.get(key)
+            if number is None:
+                # Counted on beyond a clearing: an answer to a question that is still under way must not be found
+                # under a number that means something else by then.
+                self._next_number += 1
+                number = self._numbers[key] = self._next_number
+            numbers[name] = number
+        return numbers
 
-    def _recall(self, rule: Rule, facts: Facts, *, only_target: bool) -> Answer | None:
+    def _key(self, rule: Rule, numbers: dict[str, int], *, target: bool) -> tuple[Any, ...]:
+        return (rule.name, target, *[numbers[name] for name in self._scopes[rule.name][1 if target else 0]])
+
+    def _recall(self, rule: Rule, numbers: dict[str, int], *, only_target: bool) -> Answer | None:
         if rule.target_scope is not None:
-            known = self._get(self._key(rule, facts, target=True))
+            known = self._get(self._key(rule, numbers, target=True))
             # A true target says nothing about the body.
             if known is not None and (only_target or known.target is False):
                 return known
-        return None if only_target else self._get(self._key(rule, facts, target=False))
+        return None if only_target else self._get(self._key(rule, numbers, target=False))
 
     def _get(self, key: tuple[Any, ...]) -> Answer | None:
         known = self._answers.get(key)
@@ -100,13 +131,13 @@ class Judge:
             self._answers.move_to_end(key)
         return known
 
-    def _remember(self, rule: Rule, facts: Facts, answer: Answer, *, only_target: bool) -> None:
+    def _remember(self, rule: Rule, numbers: dict[str, int], answer: Answer, *, only_target: bool) -> None:
         if answer.error:
             return
         if rule.target_scope is not None and (only_target or answer.target is False):
-            self._put(self._key(rule, facts, target=True), answer)
+            self._put(self._key(rule, numbers, target=True), answer)
         if not only_target and answer.target is not False:
-            self._put(self._key(rule, facts, target=False), answer)
+            self._put(self._key(rule, numbers, target=False), answer)
 
     def _put(self, key: tuple[Any, ...], answer: Answer) -> None:
         self._answers[key] = answer

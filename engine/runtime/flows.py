@@ -17,6 +17,7 @@ from engine.model.facts import Facts, Hello, Name
 from engine.protocols.quic import InitialAssembler
 from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import StreamAssembler
+from engine.protocols.tls import HelloReading
 
 FlowId = tuple[Tuple, int]
 NO_HELLO = Hello()
@@ -51,6 +52,8 @@ class Flow:
     exe: int = 0
     name: Name | None = None
     hello: Hello = field(default_factory=lambda: NO_HELLO)
+    reading: HelloReading | None = None
+    """What `hello` is still to be made of: its fingerprint costs more than the name, and few rules ask for it."""
     facts: Facts | None = None
     decision: Decision | None = None
     generation: int = 0
@@ -65,6 +68,13 @@ class Flow:
     passed: bool = False
     """Payload may have left: what comes now is not the start of its stream."""
     waiting: Waiting = field(default_factory=lambda: IDLE)
+
+    def read_hello(self) -> Hello:
+        """Return the fact `hello`, made now if it was not yet."""
+        if self.reading is not None:
+            self.hello = self.reading.hello() if self.reading.whole else self.hello
+            self.reading = None
+        return self.hello
 
     @property
     def id(self) -> FlowId:

@@ -24,7 +24,7 @@ from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, Reach
 from engine.runtime.identify import network_bits
 from engine.runtime.identity import ExeRecord
 
-_NARROW = 1 << 17
+_NARROW = 1 << 15
 _RESTORED = (Reason("restored", "decided before the engine was restarted"),)
 
 

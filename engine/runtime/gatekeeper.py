@@ -263,7 +263,7 @@ class Gatekeeper:
 
     def _judge_payload(self, flow: Flow, reading: HelloReading) -> None:
         flow.name = reading.name
-        flow.hello = reading.hello() if reading.whole else flow.hello
+        flow.reading = reading
         if flow.waiting.quic is not None:
             self._handshakes[flow.id] = flow.waiting.quic
             if len(self._handshakes) > _HANDSHAKES:
@@ -296,7 +296,7 @@ class Gatekeeper:
             self._recall_name(flow)
             # With storage the gate saw it connect: whoever listens on its local port did not accept it.
             if flow.held.flags & FlowFlag.NO_STORAGE and self._owners.complete(flow):
-                facts = await self._facts(flow, event)
+                facts = await self._facts(flow, event, self.force)
                 self._conclude(flow, self.force, facts, _INBOUND, stage)
                 return
             if flow.held.identity.tgid and not flow.held.identity.exec_stamp:
@@ -304,7 +304,7 @@ class Gatekeeper:
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
         while True:
             force = self.force
-            facts = await self._facts(flow, event)
+            facts = await self._facts(flow, event, force)
             decision = self._ordered(flow)
             if decision is None:
                 judged = await force.judge.decide(facts, stage, now=now())
@@ -315,9 +315,11 @@ class Gatekeeper:
             # The generation changed while this one was asked: its answer is nobody's any more.
         self._conclude(flow, force, facts, decision, stage)
 
-    async def _facts(self, flow: Flow, event: Event) -> Facts:
+    async def _facts(self, flow: Flow, event: Event, force: Force) -> Facts:
+        reads = force.judge.reads
+        hello = flow.read_hello() if "hello" in reads else None
         return await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=flow.hello
+            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, reads=reads
         )
 
     def _recall_name(self, flow: Flow) -> None:
@@ -460,7 +462,9 @@ class Gatekeeper:
     # ---- telling
 
     def tell(self, flow: Flow, decision: Decision, stage: Stage, *, observed: bool, held_ns: int = 0) -> None:
-        """Journal a decision about a flow, and alert on a refusal."""
+        """Journal a decision about a flow, and alert on a refusal: with what the decision did without."""
+        if flow.facts is not None:
+            flow.facts = self._identifier.completed(flow.facts, flow.read_hello())
         facts = flow.facts or self._identifier.outline(
             Event.CONNECT if stage is Stage.CONNECT else Event.PAYLOAD, flow.tuple, flow.held.identity,
             flow.name or Name("", NameState.UNSEEN),

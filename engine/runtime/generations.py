@@ -92,7 +92,6 @@ class Generations:
         force.begin()
         if not self.restored:
             force.deny_sources(policy.source_deny)
-        self._look_up_for(force)
         self._gate.set_generation(force.number)
         self._say(force.number, policy.bundle)
         self._journal.note(
@@ -116,13 +115,11 @@ class Generations:
                     self._say(old.number, policy.bundle)
                 return {"applied": False, "number": old.number, "unchanged": True}
             force = self._force(old.number + 1, policy)
-            self._look_up_for(force)
             switch = Switch(self._gate, self._gatekeeper, self._identifier, self._config.mode)
             try:
                 done = await switch.to(force)
             except SallyportError as error:
                 await policy.close()
-                self._look_up_for(old)
                 return self._refused(old, error, "the policy could not be put in force")
             self._troubles.over("policy")
             await self._changed()
@@ -142,11 +139,6 @@ class Generations:
         posture = self._config.posture[Condition.EVALUATOR_FAILED]
         judge = policy.judge(posture=Verdict.ALLOW if posture.passes else Verdict.DENY)
         return Force(number, policy, judge, self._gate, self._numbering, self._on_full)
-
-    def _look_up_for(self, force: Force) -> None:
-        """Look up about a process only what a rule of this generation reads."""
-        self._identifier.hashing = force.policy.reads_field("exe.sha256")
-        self._identifier.ancestry = any("process" in rule.scope for rule in force.policy.rules)
 
     def _say(self, number: int, bundle: Bundle) -> None:
         """Say in the log, and to the next engine, what is in force from now on."""

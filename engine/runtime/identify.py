@@ -6,11 +6,13 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from engine.abi.records import Held, Identity, Process, Tuple
 from engine.model import net
 from engine.model.facts import (
+    ALL_FACTS,
     Cgroup,
     Clock,
     Dest,
@@ -69,10 +71,6 @@ class Identifier:
         self.on_executable: Callable[[int], None] = _nobody
         """Hears of each executable seen for the first time, before the gate does."""
         self._newest = identities.last_id
-        self.hashing = False
-        """A rule in force reads exe.sha256."""
-        self.ancestry = False
-        """A rule in force reads process: arguments and parents cost half a dozen reads of /proc."""
 
     def executable(self, identity: Identity) -> int:
         """Return the executable's id, 0 when it cannot be known, and tell the gate of one just looked up."""
@@ -131,11 +129,14 @@ class Identifier:
         *,
         name: Name | None = None,
         hello: Hello | None = None,
+        reads: frozenset[str] = ALL_FACTS,
     ) -> Facts:
+        """Return the facts of a flow. `reads`: what the rules in force see of them (Judge.reads); what costs reads of
+        /proc or of the program's file is looked up only for them."""
         identity = held.identity
         record = self.identities.record(exe) if exe else None
         path = record.path if record else ""
-        digest = await self.identities.sha256(exe, identity.tgid) if self.hashing and record else ""
+        digest = await self.identities.sha256(exe, identity.tgid) if "exe.sha256" in reads and record else ""
         known = identity.tgid != 0
         return Facts(
             event=event,
@@ -148,14 +149,17 @@ class Identifier:
             name=name or Name(),
             hello=hello or Hello(),
             source=Source(str(net.from_key(flow.src)), flow.sport, self._interfaces.get(held.ifindex, "")),
-            process=self._process(identity.tgid) if known else ProcessFacts(),
+            process=_process(identity.tgid, reads) if known else ProcessFacts(),
             host=self._host,
         )
 
-    def _process(self, tgid: int) -> ProcessFacts:
-        if self.ancestry:
-            return procfs.process("/proc", tgid)
-        return ProcessFacts(tgid, procfs.comm("/proc", tgid))
+    @staticmethod
+    def completed(facts: Facts, hello: Hello) -> Facts:
+        """Return facts with what a decision did not need and a reader of the log wants."""
+        process = facts.process
+        if process.pid and not process.comm:
+            process = replace(process, comm=procfs.comm("/proc", process.pid))
+        return replace(facts, process=process, hello=hello)
 
     def outline(self, event: Event, flow: Tuple, identity: Identity, name: Name) -> Facts:
         """Return what an alert or an entry shows of a flow that the kernel decided alone. The policy is never asked
@@ -195,6 +199,10 @@ class Identifier:
             found = Dest(str(address), port, transport_of(transport), net.locality(address))
             self._dests[key] = found
         return found
+
+
+def _process(tgid: int, reads: frozenset[str]) -> ProcessFacts:
+    return procfs.process("/proc", tgid) if "process" in reads else ProcessFacts(tgid)
 
 
 def _nobody(_number: int) -> None:

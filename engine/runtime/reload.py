@@ -99,18 +99,21 @@ class Switch:
         transport = flow.tuple.transport
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
         if transport == packets.TCP:
-            flow.facts = await self._facts(flow, Event.CONNECT, None)
+            flow.facts = await self._facts(flow, Event.CONNECT, None, force)
             judged = await force.judge.decide(flow.facts, Stage.CONNECT, now=now())
             if judged.verdict is not Verdict.UNDECIDED:
                 return Stage.CONNECT, judged
         event = Event.DATAGRAM if transport == packets.UDP else Event.PAYLOAD if flow.name else Event.LATE
         name = flow.name or Name("", NameState.UNSEEN)
-        flow.facts = await self._facts(flow, event, name)
+        flow.facts = await self._facts(flow, event, name, force)
         judged = await force.judge.decide(flow.facts, Stage.PAYLOAD, now=now())
         return Stage.PAYLOAD, self._gatekeeper.by_posture(judged, flow.facts)
 
-    async def _facts(self, flow: Flow, event: Event, name: Name | None) -> Facts:
-        return await self._identifier.facts(event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.hello)
+    async def _facts(self, flow: Flow, event: Event, name: Name | None, force: Force) -> Facts:
+        return await self._identifier.facts(
+            event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(),
+            reads=force.judge.reads,
+        )  # fmt: skip
 
     @staticmethod
     def _numbers(flow: Flow) -> Numbers:

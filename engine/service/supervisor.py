@@ -65,7 +65,8 @@ _WATCH = 1.0
 _FILL = 30.0
 _FRAMES_AT_ONCE = 64
 _EVENTS_AT_ONCE = 256
-_FLOWS = 65536
+_FLOWS = 16384
+"""About 2 KiB each: what bounds an engine that has lived long. A flow that was forgotten is judged anew."""
 _EXECUTABLES = 16384
 _MAP_ALARM = 0.8
 _EVICTING = frozenset({"flow_verdicts", "held", "processes"})
