@@ -1,7 +1,7 @@
 """bpf/gate.c's egress program in plain Python, over the simulated maps: what would the kernel do with this packet?
 
-The precedence, step for step as gate.c has it: socket storage, never-deny, a person's word on the destination, the
-flow's own verdict, strategy, connect verdicts shape by shape, a person's word on the name, name verdicts, hold.
+The precedence, step for step as gate.c has it: socket storage, never-deny, a person's word on the destination,
+strategy, the flow's own verdict, connect verdicts shape by shape, a person's word on the name, name verdicts, hold.
 """
 
 from __future__ import annotations
@@ -122,23 +122,24 @@ class Egress:
         quic = not tcp and _quic_initial(packet.payload)
         if Present.SET_DEST in present and (entry := self._destination(DestinationClass.SET, flow)):
             return self._apply(run, entry, Origin.SET)
-        entry = gate.standing(gate.flows.get(key))
-        if entry is not None:
-            if entry.verdict == KernelVerdict.UNDECIDED:
-                undecided = True
-            elif entry.by_name and quic:
-                return self._hold(run, StageNumber.PAYLOAD, length)
-            else:
-                return self._apply(run, entry, Origin.FLOW)
+        known = gate.standing(gate.flows.get(key))
         run.observe = mode == Mode.OBSERVE
         socket.flags &= ~FlowFlag.OBSERVE
         if present & (Present.STRATEGY_DEST | Present.STRATEGY_ID):
             entry = self._strategy(present, who, flow)
             if entry is not None and entry.verdict == KernelVerdict.IGNORE:
-                return self._apply(run, entry, Origin.STRATEGY)
+                again = known is not None and known.verdict == KernelVerdict.IGNORE
+                return self._apply(run, entry, Origin.FLOW if again else Origin.STRATEGY)
             if entry is not None and entry.verdict == KernelVerdict.OBSERVE:
                 run.observe = True
                 socket.flags |= FlowFlag.OBSERVE if socket.stored else 0
+        if known is not None:
+            if known.verdict == KernelVerdict.UNDECIDED:
+                undecided = True
+            elif known.by_name and quic:
+                return self._hold(run, StageNumber.PAYLOAD, length)
+            else:
+                return self._apply(run, known, Origin.FLOW)
         plan = gate.plan(generation)
         if plan.generation != generation:
             return self._hold(run, StageNumber.CONNECT, length)
@@ -155,6 +156,8 @@ class Egress:
             if allowed is not None and not quic:
                 return self._apply(run, allowed, Origin.DEST)
             return self._hold(run, StageNumber.PAYLOAD, length)
+        if socket.stored and not run.observe and socket.flags & FlowFlag.COPIED:
+            socket.flags |= FlowFlag.PAYLOAD_PASSED
         passed = bool(socket.stored and socket.flags & FlowFlag.PAYLOAD_PASSED)
         if socket.stored and allowed is None and not passed:
             socket.verdict, socket.generation, socket.expires = KernelVerdict.UNDECIDED, generation, 0
@@ -286,7 +289,7 @@ class Egress:
             socket.verdict_id if socket.stored else 0, run.key.exe, stage, flags,
         )  # fmt: skip
         if socket.stored and length:
-            socket.flags |= FlowFlag.HOLDING
+            socket.flags |= FlowFlag.HOLDING | (FlowFlag.COPIED if run.observe else 0)
         self.gate.notes.put(run.flow, note)
         self.gate.redirected += 1
         return Judged(Outcome.HOLD)
