@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.abi.numbers import Counter
-from engine.kernel.maps import PerCpuMap
+from engine.kernel.maps import Map, PerCpuMap
 from engine.kernel.pins import Pins
 from engine.lab.errors import LabError
 from engine.lab.log import Entry, entries
@@ -112,8 +112,12 @@ class Gate:
         return entries(self._state_dir)
 
     def generation(self) -> int:
-        """The number of the policy in force, as the last entry of the log that names one says; 0 when none does."""
-        return max((each.generation for each in self.entries()), default=0)
+        """The number of the policy that the kernel's programs go by at this moment."""
+        number = Map(self.pins.maps / "generation")
+        try:
+            return int.from_bytes(number.get(bytes(4)) or b"", "little")
+        finally:
+            number.close()
 
     def sallyport(self, *words: str, seconds: float = 20.0) -> Ended:
         """Run a command for this state directory, outside of the lab's namespaces, as an administrator would."""

@@ -20,11 +20,6 @@ class Entry:
         return str(self.members["type"])
 
     @property
-    def generation(self) -> int:
-        """The number of the policy in force, 0 when there was none yet."""
-        return int(self.members.get("generation", {}).get("number", 0))
-
-    @property
     def name(self) -> str:
         """The server name of the hello, empty when the entry is about none."""
         return str(self._body.get("dst_endpoint", {}).get("hostname", ""))

@@ -13,8 +13,9 @@ _GAPS = 2 * 3 + 6
 
 
 def line(result: Result, width: int) -> str:
-    """One scenario that was just played."""
-    return f"{result.name:{width}} {verdict(result):6} {result.milliseconds:6} ms"
+    """One scenario that was just played; on a second line what was seen, when that was not as expected."""
+    told = f"{result.name:{width}} {verdict(result):6} {result.milliseconds:6} ms"
+    return told if result.passed else f"{told}\n  {result.observed}"
 
 
 def verdict(result: Result) -> str:

@@ -38,6 +38,11 @@ class Lab:
                 return line
         pytest.fail(f"the lab ended before it said {start!r}:\n{''.join(seen)}")
 
+    def passes(self, name: str) -> None:
+        """Read on until this scenario has been played, and see that it passed."""
+        assert self.process.stdout is not None
+        assert " ok " in self.line(name), self.process.stdout.readline()
+
     def end(self, number: signal.Signals) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
@@ -79,7 +84,7 @@ def test_what_a_killed_run_left_the_next_one_takes_away() -> None:
         assert residue(killed.name) == []
         # The kernel frees programs a moment after their last user is gone.
         assert until(lambda: not any(map(loaded, programs)))
-        assert " ok " in following.line(FIRST)
+        following.passes(FIRST)
         following.end(signal.SIGINT)
     assert residue(following.name) == []
 
@@ -101,9 +106,9 @@ def test_a_second_run_leaves_the_first_one_alone() -> None:
     with lab() as first:
         first.line(STARTED)
         with lab() as second:
-            assert " ok " in second.line(FIRST)
+            second.passes(FIRST)
             second.end(signal.SIGINT)
-        assert " ok " in first.line(ENFORCED)
+        first.passes(ENFORCED)
         first.end(signal.SIGINT)
     assert residue(first.name) == residue(second.name) == []
 
@@ -117,7 +122,7 @@ def mounted():
     return os.path.ismount("/sys/fs/bpf")
 
 seen = [mounted()]
-run_lab(ALL[:2], None, begun=lambda name: None, told=lambda result: seen.append(result.passed and mounted()))
+run_lab(ALL[:2], None, begun=lambda name: None, told=lambda result: seen.append(result.passed and mounted() or result))
 print(seen, mounted())
 """
 

@@ -24,12 +24,12 @@ def test_no_log_is_no_entries(tmp_path: Path) -> None:
 def test_an_entry_says_what_it_is_about() -> None:
     own: dict[str, Any] = {"reasons": [{"rule": "denied_names", "message": "no"}], "ignored": True, "would": "deny"}
     body = {"dst_endpoint": {"hostname": "a.example"}, "unmapped": own}
-    entry = Entry(json.loads(json.dumps({"type": "flow", "generation": {"number": 3}, "ocsf": body})))
-    assert (entry.name, entry.rules, entry.ignored, entry.would, entry.generation) == (
-        "a.example", ["denied_names"], True, "deny", 3,
+    entry = Entry(json.loads(json.dumps({"type": "flow", "ocsf": body})))
+    assert (entry.name, entry.rules, entry.ignored, entry.would) == (
+        "a.example", ["denied_names"], True, "deny",
     )  # fmt: skip
 
 
 def test_an_entry_about_no_flow_says_so() -> None:
     entry = Entry({"type": "start", "detail": {}})
-    assert (entry.name, entry.rules, entry.ignored, entry.would, entry.generation) == ("", [], False, "", 0)
+    assert (entry.name, entry.rules, entry.ignored, entry.would) == ("", [], False, "")

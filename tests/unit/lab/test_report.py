@@ -24,7 +24,7 @@ def test_the_table_shows_every_letter_that_was_observed(observed: str, columns: 
 
 def test_a_failure_cannot_be_overlooked() -> None:
     failed = result(passed=False)
-    assert "FAILED" in line(failed, 10)
+    assert line(failed, 10).splitlines() == ["a name     FAILED     12 ms", "  seen"]
     assert "FAILED" in table([result(), failed], 120)
     assert "FAILED" not in table([result()], 120)
     assert closing([result(), failed], 1.0) == "1 of 2 scenarios passed in 1.0 s"
