@@ -265,6 +265,7 @@ static inline __attribute__((always_inline)) void fill_event(struct verdict_even
 	event->verdict = entry->verdict;
 	event->origin = origin;
 	event->stage = stage;
+	event->part = r->s->flow.part;
 }
 
 /* A standing verdict meets a flow: remember it for the flow, tell the engine once, pass or drop. */
@@ -401,12 +402,13 @@ static inline __attribute__((always_inline)) int hold(struct run *r)
 	held_by->time = now;
 	held_by->ifindex = r->skb->ifindex;
 	held_by->generation = r->s->generation;
-	held_by->exe_key = s->flow.exe;
+	held_by->part = s->flow.part;
 	held_by->stage = r->s->stage;
 	if (r->state) {
 		__builtin_memcpy(&held_by->identity, &r->state->identity, sizeof(held_by->identity));
 		held_by->verdict_id = r->state->verdict_id;
 		held_by->flags = r->state->flags;
+		held_by->start = r->state->start;
 		if (s->packet.length)
 			r->state->flags |= s->observe ? FLOW_HOLDING | FLOW_COPIED : FLOW_HOLDING;
 	} else {
@@ -616,6 +618,10 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	}
 
 	s->tcp = p->tuple.transport == PROTO_TCP;
+	if (s->tcp && r->state && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK)) {
+		r->state->start = p->seq + 1;
+		r->state->flags |= FLOW_STARTED;
+	}
 	if (s->tcp && !p->length) {
 		/* A reset carries nothing and tells the peer of a flow that was cut. */
 		if (p->tcp_flags & TCP_FLAG_RST)
@@ -652,8 +658,8 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->flow.generation = s->generation;
 	s->flow.cookie = SOCKET_COOKIE(skb);
 	s->quic = !s->tcp && quic_initial(r);
-	if (!s->tcp && who)
-		s->flow.exe = who->exe;
+	if (r->state)
+		s->flow.part = s->tcp ? r->state->connections : r->state->identity.exe;
 
 	if (r->config->present & PRESENT_SET_DEST) {
 		entry = destination(&s->destination, DESTINATION_SET, p->tuple.transport, p->tuple.dport, p->tuple.dst);
@@ -723,11 +729,13 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		/* A new generation meets a flow in progress. Even a packet without payload waits: a download must not
 		 * live on acknowledgements alone. */
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_LATE);
+	/* Without storage nobody would remember where the stream began: then the engine must have seen its SYN. */
 	if (!p->length)
-		return OUTCOME_PASS;
-	/* Only the start of a stream may be read as its hello, and only storage knows that this is the start: while it
-	 * is held, a second segment that looks like a hello of its own must queue behind it. */
-	if (!r->state || (r->state->flags & FLOW_HOLDING))
+		return r->state ? OUTCOME_PASS : to_hold(r, STAGE_CONNECT, COUNT_HELD_CONNECT);
+	/* Only the first byte of a stream may begin its hello. While it is held, or if it was dropped because nobody could
+	 * take it, a later segment that looks like a hello of its own must wait for it. */
+	if (!r->state || (r->state->flags & FLOW_HOLDING) || !(r->state->flags & FLOW_STARTED) ||
+	    p->seq + !!(p->tcp_flags & TCP_FLAG_SYN) != r->state->start)
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
 	return first_payload(r, plan, who);
 }
@@ -927,6 +935,7 @@ static inline __attribute__((always_inline)) int identify(struct bpf_sock_addr *
 		state->expires = 0;
 		state->stage = STAGE_CONNECT;
 		state->flags = 0;
+		state->connections += 1;
 	}
 	if (c->mode != MODE_ENFORCE)
 		return 1;

@@ -146,6 +146,7 @@ enum flow_flag {
 	FLOW_CLONED = 16, /* the held frame is a copy, the original has passed */
 	FLOW_NO_STORAGE = 32,
 	FLOW_COPIED = 64, /* payload has passed while copies of it were judged */
+	FLOW_STARTED = 128, /* the SYN went by: `start` is the stream's first sequence number */
 };
 
 /* Every packet that a program ends or waves through without asking has one of these, counted per CPU. */
@@ -231,6 +232,8 @@ struct socket_state {
 	__u8 stage;
 	__u8 flags;
 	__u8 origin;
+	__u32 start;	   /* sequence number of the stream's first byte */
+	__u32 connections; /* times this socket has connected: its cookie is the same each time */
 	__u32 pad;
 };
 
@@ -267,7 +270,10 @@ struct tuple {
 struct flow_key {
 	struct tuple tuple;
 	__u32 generation;
-	__u32 exe; /* datagrams only: a shared UDP socket must not share its verdicts between programs */
+	/* What tells flows of one tuple and socket apart. TCP: which connection of the socket it is (connect() with
+	 * AF_UNSPEC ends one, and the next may use the same port). Datagrams: the executable, because a shared socket
+	 * must not share its verdicts between programs. */
+	__u32 part;
 	__u64 cookie;
 };
 
@@ -278,10 +284,11 @@ struct held {
 	__u32 ifindex;
 	__u32 generation;
 	__u32 verdict_id; /* of the generation before, 0 if none: the engine knows the name it stood for */
-	__u32 exe_key;	  /* flow_key.exe to answer under */
+	__u32 part;	  /* flow_key.part to answer under */
+	__u32 start;	  /* with FLOW_STARTED: sequence number of the stream's first byte */
 	__u8 stage;
 	__u8 flags;
-	__u8 pad[6];
+	__u8 pad[2];
 };
 
 /*
@@ -380,6 +387,8 @@ struct verdict_event {
 	__u8 origin;
 	__u8 stage;
 	__u8 flags;
+	__u32 part; /* flow_key.part */
+	__u32 pad;
 };
 
 /* EVENT_VERDICT_NAME: the same with the name that was looked up, lower case and reversed as in name_key. */

@@ -26,8 +26,9 @@ struct packet {
 	struct tuple tuple;
 	__u32 payload; /* offset of the transport's payload from the start of the frame */
 	__u32 length;  /* bytes of payload */
+	__u32 seq;	/* TCP */
 	__u8 tcp_flags;
-	__u8 pad[7];
+	__u8 pad[3];
 };
 
 #define TCP_FLAG_FIN 0x01
@@ -83,6 +84,7 @@ static inline __attribute__((always_inline)) int packet_transport(const __u8 *w,
 			return PACKET_MALFORMED;
 		p->tuple.sport = WINDOW_U16(w, at);
 		p->tuple.dport = WINDOW_U16(w, at + 2);
+		p->seq = (WINDOW_U16(w, at + 4) << 16) | WINDOW_U16(w, at + 6);
 		p->tcp_flags = WINDOW_AT(w, at + 13);
 		p->payload = at + header;
 		p->length = end - p->payload;

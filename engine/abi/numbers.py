@@ -95,6 +95,7 @@ class FlowFlag(IntFlag):
     CLONED = 16
     NO_STORAGE = 32
     COPIED = 64
+    STARTED = 128
 
 
 class EventType(IntEnum):

@@ -131,11 +131,11 @@ class ConnectKey(NamedTuple):
 class FlowKey(NamedTuple):
     tuple: Tuple
     generation: int
-    exe: int
+    part: int
     cookie: int
 
     def pack(self) -> bytes:
-        return FLOW_KEY.pack(*self.tuple, self.generation, self.exe, self.cookie)
+        return FLOW_KEY.pack(*self.tuple, self.generation, self.part, self.cookie)
 
     @classmethod
     def unpack(cls, data: bytes) -> FlowKey:
@@ -150,7 +150,8 @@ class Held(NamedTuple):
     ifindex: int
     generation: int
     verdict_id: int
-    exe_key: int
+    part: int
+    start: int
     stage: int
     flags: int
 
@@ -290,6 +291,7 @@ class VerdictEvent(NamedTuple):
     origin: int
     stage: int
     flags: int
+    part: int = 0
     name: bytes = b""
 
     @classmethod
@@ -338,11 +340,11 @@ LAYOUTS: dict[str, Codes] = {
         ("exe", "I"), ("uid", "I"),
     ),
     "flow_key": (
-        *_nested("tuple", TUPLE_CODES), ("generation", "I"), ("exe", "I"), ("cookie", "Q"),
+        *_nested("tuple", TUPLE_CODES), ("generation", "I"), ("part", "I"), ("cookie", "Q"),
     ),
     "held": (
         *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("ifindex", "I"), ("generation", "I"),
-        ("verdict_id", "I"), ("exe_key", "I"), ("stage", "B"), ("flags", "B"), ("pad", "6x"),
+        ("verdict_id", "I"), ("part", "I"), ("start", "I"), ("stage", "B"), ("flags", "B"), ("pad", "2x"),
     ),
     "destination_key": (
         ("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("pad", "4x"),
@@ -360,7 +362,7 @@ LAYOUTS: dict[str, Codes] = {
     "verdict_event": (
         *_nested("header", HEADER_CODES), *_nested("identity", IDENTITY_CODES), *_nested("tuple", TUPLE_CODES),
         ("ifindex", "I"), ("generation", "I"), ("cookie", "Q"), ("verdict_id", "I"), ("verdict", "B"),
-        ("origin", "B"), ("stage", "B"), ("flags", "B"),
+        ("origin", "B"), ("stage", "B"), ("flags", "B"), ("part", "I"), ("pad", "4x"),
     ),
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ class Commands:
         }
 
     async def __call__(self, request: dict[str, Any]) -> Any:
-        action = self._actions.get(request["command"])
+        action = self._actions.get(str(request["command"]))
         if action is None:
             raise UsageError(f"The engine knows no command {request['command']!r}")
         return await action(request)

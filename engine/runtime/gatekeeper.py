@@ -117,6 +117,8 @@ class Gatekeeper:
             flow.held = held
         if packet.protocol == packets.TCP and packet.flags & packets.SYN:
             flow.start = _first_byte(packet)
+        elif held.flags & FlowFlag.STARTED:
+            flow.start = held.start
         if self._stands(flow, packet):
             self._answer_again(flow, frame)
             return
@@ -519,8 +521,8 @@ def flow_key(flow: Flow, generation: int) -> FlowKey:
     For datagrams with the executable that is known by now, not with the one that the gate knew when it held: under 0
     the verdict would serve every other program on a shared socket that nobody has looked up yet.
     """
-    exe = 0 if flow.tuple.transport == packets.TCP else flow.exe or flow.held.exe_key
-    return FlowKey(flow.tuple, generation, exe, flow.held.cookie)
+    part = flow.held.part if flow.tuple.transport == packets.TCP else flow.exe or flow.held.part
+    return FlowKey(flow.tuple, generation, part, flow.held.cookie)
 
 
 def _another(flow: Flow, held: Held, packet: Packet) -> bool:
@@ -528,12 +530,9 @@ def _another(flow: Flow, held: Held, packet: Packet) -> bool:
     (connect() with AF_UNSPEC ends the connection before), and a UDP socket may be shared by several programs."""
     if packet.protocol != packets.TCP:
         return _program(flow.held.identity) != _program(held.identity)
-    if packet.flags & packets.SYN and not packet.flags & packets.ACK:
-        return flow.start != _first_byte(packet)
-    # The gate calls it the first payload since connect(), and one was judged already.
-    first = not held.flags & (FlowFlag.HOLDING | FlowFlag.PAYLOAD_PASSED | FlowFlag.NO_STORAGE)
-    judged = flow.decision is not None and flow.stage is Stage.PAYLOAD
-    return first and judged and packet.payload_end > packet.payload_offset
+    if packet.flags & packets.SYN and not packet.flags & packets.ACK and flow.start != _first_byte(packet):
+        return True
+    return not held.flags & FlowFlag.NO_STORAGE and flow.held.part != held.part
 
 
 def _program(identity: Identity) -> Identity:

@@ -20,7 +20,7 @@ from engine.policy.evaluator import Evaluator
 from engine.policy.evaluators import factory
 from engine.policy.prepare import Policy, prepare
 from engine.ports import Gate, MapFullError
-from engine.runtime.force import Force, Numbering
+from engine.runtime.force import Force, Numbering, purge
 from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identify import Identifier
 from engine.runtime.journal import Journal
@@ -58,6 +58,8 @@ class Generations:
         self._log = log
         self._reloading = asyncio.Lock()
         self.restored = False
+        self.candidate: Policy | None = None
+        """About to be put in force."""
         self.standing = Generation(0, "")
 
     def first(self, policy: Policy, on_full: Callable[[MapFullError], None]) -> Force:
@@ -93,6 +95,8 @@ class Generations:
         if not self.restored:
             force.deny_sources(policy.source_deny)
         self._gate.set_generation(force.number)
+        if not self.restored:
+            purge(self._gate, force.number)
         self._say(force.number, policy.bundle)
         self._journal.note(
             "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
@@ -115,12 +119,16 @@ class Generations:
                     self._say(old.number, policy.bundle)
                 return {"applied": False, "number": old.number, "unchanged": True}
             force = self._force(old.number + 1, policy)
+            self.candidate = policy
+            await self._changed()  # the gate looks for denied sources before the first one stands
             switch = Switch(self._gate, self._gatekeeper, self._identifier, self._config.mode)
             try:
                 done = await switch.to(force)
             except SallyportError as error:
                 await policy.close()
                 return self._refused(old, error, "the policy could not be put in force")
+            finally:
+                self.candidate = None
             self._troubles.over("policy")
             await self._changed()
             self._say(force.number, policy.bundle)

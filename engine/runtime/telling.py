@@ -101,8 +101,8 @@ class Telling:
         if known is not None and known.tuple == event.tuple and known.waiting.frames:
             return known  # its held frames are being judged, and the answer will stand here
         held = Held(
-            event.identity, event.cookie, event.time, event.ifindex, event.generation, event.verdict_id, 0,
-            event.stage, event.flags,
+            event.identity, event.cookie, event.time, event.ifindex, event.generation, event.verdict_id, event.part,
+            0, event.stage, event.flags & ~int(FlowFlag.STARTED),
         )  # fmt: skip
         flow = Flow(event.tuple, held, exe=event.identity.exe)
         flow.name = name if name.value else None

@@ -353,15 +353,19 @@ class Supervisor:
     # ---- the gate's switches
 
     def _switch(self, present: Present) -> None:
-        if self._gatekeeper.force.policy.source_deny:
+        if self._sources_denied():
             present |= Present.SOURCE
         self._machine.switch(present)
+
+    def _sources_denied(self) -> bool:
+        candidate = self._generations.candidate
+        return bool(self._gatekeeper.force.policy.source_deny or (candidate and candidate.source_deny))
 
     async def _follow(self) -> None:
         """Have the gate look where something stands, and XDP attached while a source is denied."""
         present = self._orders.present()
         self._switch(present)
-        denied = bool(present & Present.SET_SOURCE or self._gatekeeper.force.policy.source_deny)
+        denied = bool(present & Present.SET_SOURCE) or self._sources_denied()
         async with self._sources:
             try:
                 await self._machine.guard_sources(wanted=denied and self._config.xdp_mode is not XdpMode.OFF)

@@ -289,7 +289,7 @@ class Watch:
 
     def decide(self, frame: HeldFrame, entry: VerdictEntry) -> None:
         """Write the verdict for this flow, under the key that the note asks for."""
-        self.gate.put_flow(FlowKey(frame.flow, self.generation, frame.note.exe_key, frame.note.cookie), entry)
+        self.gate.put_flow(FlowKey(frame.flow, self.generation, frame.note.part, frame.note.cookie), entry)
 
     def nothing_held(self) -> bool:
         return self.hold.receive() is None

@@ -212,7 +212,7 @@ def test_datagrams_are_held_and_decided_by_flow(watch: Watch, client: Agent, ser
     client.do(f"s = udp(); s.sendto(b'one', ({OUTSIDE!r}, 5303))")
     one = watch.held()
     assert one.note.identity.tgid == client.pid
-    assert one.note.exe_key == one.note.identity.exe == 7
+    assert one.note.part == one.note.identity.exe == 7
     watch.decide(one, ALLOW)
     watch.release(one)
     client.do(f"s.sendto(b'two', ({OUTSIDE!r}, 5303))")
@@ -230,7 +230,7 @@ def test_a_shared_datagram_socket_shares_no_verdict(watch: Watch, client: Agent)
     client.do(f"s.sendto(b'two', ({OUTSIDE!r}, 5304))")
     two = watch.held()
     assert two.packet.payload == b"two"
-    assert two.note.exe_key == 8
+    assert two.note.part == 8
 
 
 @pytest.mark.parametrize("address", [OUTSIDE, OUTSIDE6, f"::ffff:{OUTSIDE}"])

@@ -9,7 +9,8 @@ import pytest
 
 from engine.abi.numbers import Counter, EventType, FlowFlag, Mode, Origin, PostureBit, Present, Shape, StageNumber
 from engine.abi.records import DestinationKey, NameKey
-from tests.kernel.lab import ALLOW, DENY, OUTSIDE, OUTSIDE6, TCP, UNDECIDED, Watch, exact, key
+from engine.protocols.packet import SYN
+from tests.kernel.lab import ALLOW, DENY, INSIDE, OUTSIDE, OUTSIDE6, TCP, UNDECIDED, Watch, exact, key
 from tests.support import hello
 from tests.support.netns import Agent, Wire
 
@@ -137,6 +138,53 @@ def test_what_an_open_posture_let_pass_was_the_start_of_the_stream(
     frame = watch.held()
     assert frame.packet.payload == GOOD
     assert frame.note.flags & FlowFlag.PAYLOAD_PASSED
+
+
+def test_a_socket_that_connects_anew_is_judged_anew(watch: Watch, client: Agent, server: Agent, port: int) -> None:
+    """connect() with AF_UNSPEC keeps socket, cookie and port: the verdict of the connection before must not serve."""
+    client.do(f"s = tcp(); s.bind(({INSIDE!r}, 40123)); s.connect(({OUTSIDE!r}, {port})); s.sendall({GOOD!r})")
+    first = watch.held()
+    watch.decide(first, ALLOW)
+    watch.release(first)
+    received(server, len(GOOD))
+    server.do("c.close()")
+    client.do(
+        "import ctypes; ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16)\n"
+        f"s.connect(({OUTSIDE!r}, {port})); s.sendall({BAD!r})"
+    )
+    second = watch.held()
+    assert second.packet.payload == BAD
+    assert (second.flow, second.note.cookie) == (first.flow, first.note.cookie)
+    assert second.note.part != first.note.part
+
+
+def test_without_storage_the_engine_sees_the_first_packet(watch: Watch, port: int) -> None:
+    """Nobody else could say where the stream begins, and its hello would be taken for the middle of one."""
+    stranger = watch.lab.agent(known=False)
+    stranger.start(f"connected({OUTSIDE!r}, {port})")
+    first = watch.held()
+    assert first.packet.flags & SYN
+    assert first.note.flags & FlowFlag.NO_STORAGE
+    watch.release(first)
+    stranger.result()
+
+
+def test_behind_a_dropped_start_no_hello_is_believed(
+    watch: Watch, client: Agent, server: Agent, port: int, near: Wire, wire: Wire
+) -> None:
+    """The queue was full for the first segment and is not for the second."""
+    watch.name("good.example", ALLOW)
+    client.do(f"s = connected({OUTSIDE!r}, {port}); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)")
+    watch.configure(hold_limit=0)
+    client.do(f"s.sendall({BAD[:20]!r})")
+    while Counter.DROPPED_HOLD_FULL not in watch.counted():
+        continue
+    watch.configure()
+    client.do(f"s.sendall({GOOD!r})")
+    second = watch.held()
+    assert second.packet.payload == GOOD or second.packet.payload.startswith(BAD[:20])
+    assert second.note.flags & FlowFlag.STARTED
+    assert not any(b"good.example" in frame for frame in wire.until_mark(near.mark()))
 
 
 def test_what_passed_while_observed_was_the_start_of_the_stream(

@@ -75,6 +75,8 @@ class Socket:
     expires: int = 0
     verdict_id: int = 0
     flags: int = 0
+    start: int = 0
+    connections: int = 1
 
 
 @dataclass
@@ -105,6 +107,9 @@ class Egress:
             elif socket.verdict:
                 return Judged(Outcome.PASS if observe else Outcome.DROP)
         tcp = packet.protocol == packets.TCP
+        if tcp and socket.stored and packet.flags & packets.SYN and not packet.flags & packets.ACK:
+            socket.start = (packet.seq + 1) & 0xFFFFFFFF
+            socket.flags |= FlowFlag.STARTED
         length = packet.payload_end - packet.payload_offset
         flow = Tuple(packet.source_key, packet.dest_key, packet.sport, packet.dport, packet.protocol)
         if tcp and not length:
@@ -117,7 +122,8 @@ class Egress:
                 socket.flags |= FlowFlag.PAYLOAD_PASSED
             return Judged(Outcome.PASS, Origin.NEVER_DENY)
         who = self._who(socket)
-        key = FlowKey(flow, generation, who.exe if who and not tcp else 0, socket.cookie)
+        part = 0 if who is None else socket.connections if tcp else who.exe
+        key = FlowKey(flow, generation, part, socket.cookie)
         run = _Run(socket, flow, key, generation, observe, tcp)
         quic = not tcp and _quic_initial(packet.payload)
         if Present.SET_DEST in present and (entry := self._destination(DestinationClass.SET, flow)):
@@ -164,8 +170,10 @@ class Egress:
         if passed:
             return self._hold(run, StageNumber.PAYLOAD, length)
         if not length:
-            return Judged(Outcome.PASS)
-        if not socket.stored or socket.flags & FlowFlag.HOLDING:
+            return Judged(Outcome.PASS) if socket.stored else self._hold(run, StageNumber.CONNECT, length)
+        first = (packet.seq + bool(packet.flags & packets.SYN)) & 0xFFFFFFFF
+        started = socket.flags & FlowFlag.STARTED and first == socket.start
+        if not socket.stored or socket.flags & FlowFlag.HOLDING or not started:
             return self._hold(run, StageNumber.PAYLOAD, length)
         return self._first_payload(run, plan, who, packet.payload, allowed, present)
 
@@ -273,7 +281,7 @@ class Egress:
                     self.gate.clock(), EventType.VERDICT_NAME if name else EventType.VERDICT,
                     socket.identity if socket.stored else NOBODY, run.flow, self.ifindex, run.generation, socket.cookie,
                     entry.id, entry.verdict, origin, StageNumber.PAYLOAD if name else StageNumber.CONNECT,
-                    int(flags | (FlowFlag.OBSERVE if run.observe else 0)), name,
+                    int(flags | (FlowFlag.OBSERVE if run.observe else 0)), run.key.part, name,
                 )
             )  # fmt: skip
         return Judged(Outcome.PASS if passes or run.observe else Outcome.DROP, origin, entry)
@@ -286,7 +294,7 @@ class Egress:
         who = socket.identity if socket.stored else NOBODY
         note = Held(
             who, socket.cookie, self.gate.clock(), self.ifindex, run.generation,
-            socket.verdict_id if socket.stored else 0, run.key.exe, stage, flags,
+            socket.verdict_id if socket.stored else 0, run.key.part, socket.start, stage, flags,
         )  # fmt: skip
         if socket.stored and length:
             socket.flags |= FlowFlag.HOLDING | (FlowFlag.COPIED if run.observe else 0)
@@ -353,7 +361,7 @@ def _quic_initial(payload: bytes) -> bool:
 
 def record(event: VerdictEvent) -> bytes:
     """Return an event as the ring carries it."""
-    head = VERDICT_EVENT.pack(event.time, event.type, *event.identity, *event.tuple, *event[4:12])
+    head = VERDICT_EVENT.pack(event.time, event.type, *event.identity, *event.tuple, *event[4:13])
     if event.type != EventType.VERDICT_NAME:
         return head
     reversed_name = event.name[::-1]

@@ -112,11 +112,12 @@ class Agent:
             [*space.command(sys.executable, "-I", "-S", "-c", _AGENT), str(cgroup or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
+        # By hand: a buffered reader takes two answers at once, and select() then waits for the second one for ever.
+        self._unread = b""
         self._waiting = 0
         self.do("0")  # it runs, inside its control group
 
@@ -129,19 +130,24 @@ class Agent:
 
     def start(self, statements: str) -> None:
         """Begin; result() waits for the end."""
-        self._in.write(repr(statements) + "\n")
+        self._in.write(repr(statements).encode() + b"\n")
         self._in.flush()
         self._waiting += 1
 
     def finished(self) -> bool:
-        return bool(select.select([self], [], [], 0)[0])
+        return b"\n" in self._unread or bool(select.select([self], [], [], 0)[0])
 
     def result(self) -> Any:
         """Return the value of the last expression; raise the OSError that ended the statements."""
         assert self._waiting, "nothing was started"
-        assert select.select([self], [], [], DEADLINE)[0], "the agent gave no answer"
+        while b"\n" not in self._unread:
+            assert select.select([self], [], [], DEADLINE)[0], "the agent gave no answer"
+            data = os.read(self.fileno(), 1 << 16)
+            assert data, "the agent has ended"
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
         self._waiting -= 1
-        kind, value = ast.literal_eval(self._out.readline())
+        kind, value = ast.literal_eval(line.decode())
         if kind == "errno":
             raise OSError(value, os.strerror(value))
         assert kind == "value", value

@@ -321,6 +321,7 @@ class Client:
         self.isn = isn
         socket = self.socket
         socket.verdict = socket.generation = socket.expires = socket.verdict_id = socket.flags = 0
+        socket.connections += 1
 
     @property
     def sent(self) -> list[bytes]:

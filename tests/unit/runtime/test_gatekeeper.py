@@ -439,7 +439,7 @@ def test_a_new_connection_on_the_same_socket_and_port_is_judged_anew(rig: Rig) -
         await rig.settle()
         assert last(rig)[0] is Verdict.ALLOW
         client.reconnect(isn=900_000)
-        rig.gate.flows.remove(FlowKey(client.flow, 1, 0, client.socket.cookie))
+        rig.gate.flows.remove(FlowKey(client.flow, 1, client.socket.connections, client.socket.cookie))
         client.send(client.syn())
         await rig.settle()
         client.send(client.tcp(BAD))
@@ -465,7 +465,7 @@ def test_the_answer_for_the_connection_before_does_not_serve_the_next_one(rig: R
         answer.set_result(None)
         await rig.settle()
         assert rig.released == [VNET + client.syn()]
-        flow = FlowKey(client.flow, 1, 0, client.socket.cookie)
+        flow = FlowKey(client.flow, 1, client.socket.connections, client.socket.cookie)
         entry = dict(rig.gate.flow_entries()).get(flow)
         assert entry is None or entry.verdict == KernelVerdict.UNDECIDED
 
@@ -873,7 +873,7 @@ def test_a_full_map_is_told_and_the_flow_is_decided_all_the_same(tmp_path: Path)
         await rig.settle()
         assert [error.map_name for error in rig.full] == ["connect_verdicts", "name_verdicts"]
         assert client.sent == [client.syn(), client.tcp(HELLO)]
-        key = FlowKey(client.flow, 1, 0, client.socket.cookie)
+        key = FlowKey(client.flow, 1, client.socket.connections, client.socket.cookie)
         assert dict(rig.gate.flow_entries())[key].verdict == KernelVerdict.ALLOW
         assert client.send(client.tcp(b"more", at=len(HELLO))).outcome is Outcome.PASS
 

@@ -247,7 +247,7 @@ def test_a_flow_keeps_the_verdict_of_its_own_datagrams_program(tmp_path: Path) -
         client.send(client.udp(b"query"))
         await rig.settle()
         await switch(rig, Spoken(lambda _: Answer()))
-        new = [(key.exe, entry.verdict) for key, entry in rig.gate.flow_entries() if key.generation == 2]
+        new = [(key.part, entry.verdict) for key, entry in rig.gate.flow_entries() if key.generation == 2]
         assert new == [(1, KernelVerdict.ALLOW)]
         assert client.send(client.udp(b"query")).outcome is Outcome.PASS
 
