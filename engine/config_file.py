@@ -59,9 +59,7 @@ def load(file: Path | None, flags: Flags | None = None) -> Config:
                 hint="Give --config the path of a readable TOML file, or leave it out for the defaults.",
             ) from error
         if len(data) > MIB:
-            raise ConfigError(
-                f"{file}: more than 1 MiB.", hint="This is hardly a configuration: check the path."
-            )
+            raise ConfigError(f"{file}: more than 1 MiB.", hint="This is hardly a configuration: check the path.")
         config = parse(data, file)
     return config.with_flags(flags or Flags())
 
@@ -71,9 +69,7 @@ def parse(data: bytes, file: Path) -> Config:
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file}: byte {error.start} is not UTF-8.", hint="Save the file as UTF-8."
-        ) from error
+        raise ConfigError(f"{file}: byte {error.start} is not UTF-8.", hint="Save the file as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}.", hint="Look at that line.") from error
     except RecursionError as error:
@@ -113,9 +109,7 @@ def _never_deny(table: Table) -> NeverDeny:
     try:
         prefix = _network(table.text("prefix", ""))
     except ValueError as error:
-        raise table.error(
-            "prefix", f"is no prefix: {error}", hint="Host bits are zero, as in 192.0.2.0/24."
-        ) from error
+        raise table.error("prefix", f"is no prefix: {error}", hint="Host bits are zero, as in 192.0.2.0/24.") from error
     transports = {member.value: member for member in (Transport.TCP, Transport.UDP)}
     word = table.text("transport", "any")
     if word != "any" and word not in transports:
@@ -210,9 +204,7 @@ def _maps(table: Table) -> Maps:
         sizes[item.name] = table.integer(item.name, getattr(Maps, item.name), least=least, most=most)
     maps = Maps(**sizes)
     if maps.ring_bytes & (maps.ring_bytes - 1):
-        raise table.error(
-            "ring_bytes", f"is {maps.ring_bytes}, which is no power of two", hint="4194304 is 4 MiB."
-        )
+        raise table.error("ring_bytes", f"is {maps.ring_bytes}, which is no power of two", hint="4194304 is 4 MiB.")
     table.finish()
     return maps
 

@@ -44,9 +44,7 @@ class Table:
         if not isinstance(value, str):
             raise self.error(key, f"must be text in quotes, not {_shown(value)}")
         if not value or not value.isprintable():
-            raise self.error(
-                key, "must be printable text and not empty", hint="Leave it out for the default."
-            )
+            raise self.error(key, "must be printable text and not empty", hint="Leave it out for the default.")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -97,17 +95,13 @@ class Table:
         text = self.text(key, "")
         return self.file.parent / text if text else default
 
-    def parsed(
-        self, key: str, default: tuple[_T, ...], parse: Callable[[str], _T], what: str
-    ) -> tuple[_T, ...]:
+    def parsed(self, key: str, default: tuple[_T, ...], parse: Callable[[str], _T], what: str) -> tuple[_T, ...]:
         """A list of texts, each turned into a value by `parse`, whose ValueError names what is wrong."""
         value = self._take(key)
         if value is None:
             return default
         if not isinstance(value, list):
-            raise self.error(
-                key, f"must be a list of {what}, not {_shown(value)}", hint='Write it as ["a", "b"].'
-            )
+            raise self.error(key, f"must be a list of {what}, not {_shown(value)}", hint='Write it as ["a", "b"].')
         found: list[_T] = []
         for item in value:
             if not isinstance(item, str):
@@ -143,9 +137,7 @@ class Table:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            raise self.error(
-                key, f"must be a table, not {_shown(value)}", hint=f"Write it as [{self.place(key)}]."
-            )
+            raise self.error(key, f"must be a table, not {_shown(value)}", hint=f"Write it as [{self.place(key)}].")
         return Table(value, self.file, self.place(key))
 
     def tables(self, key: str) -> Iterator[Table]:
@@ -153,9 +145,7 @@ class Table:
         if value is None:
             return
         if not isinstance(value, list) or any(not isinstance(item, dict) for item in value):
-            raise self.error(
-                key, "must be a list of tables", hint=f"Each one begins with [[{self.place(key)}]]."
-            )
+            raise self.error(key, "must be a list of tables", hint=f"Each one begins with [[{self.place(key)}]].")
         for number, item in enumerate(value, 1):
             yield Table(item, self.file, f"{self.place(key)}[{number}]")
 

@@ -133,9 +133,7 @@ def test_flags_stand_above_the_file_and_the_file_above_the_default(tmp_path: Pat
     file = tmp_path / "sallyport.toml"
     file.write_text('mode = "enforce"\ninterfaces = ["eth0"]\nevaluator = "opa"\n')
 
-    config = config_file.load(
-        file, Flags(interfaces=("lo",), mode=Mode.OBSERVE, state_dir=Path("/tmp/state"))
-    )
+    config = config_file.load(file, Flags(interfaces=("lo",), mode=Mode.OBSERVE, state_dir=Path("/tmp/state")))
 
     assert config.interfaces == ("lo",)
     assert config.mode is Mode.OBSERVE
@@ -212,9 +210,7 @@ def test_a_file_that_is_not_utf_8_a_missing_one_and_a_huge_one_are_refused(tmp_p
         config_file.load(Path("/dev/zero"))
 
 
-@given(
-    st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))
-)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_configuration_or_a_config_error(data: bytes) -> None:
     try:
         config = config_file.parse(data, FILE)
