@@ -43,6 +43,7 @@ class CPacket(NamedTuple):
     flow: Tuple
     payload: int
     length: int
+    seq: int
     tcp_flags: int
 
 
@@ -50,7 +51,7 @@ class Parsers:
     """Talks to parsers.c."""
 
     _request = struct.Struct("<cBHII")
-    _packet = struct.Struct("<I40sIIB7x")
+    _packet = struct.Struct("<I40sIIIB3x")
     _hello = struct.Struct("<IQQ")
 
     def __init__(self, program: Path) -> None:
@@ -67,8 +68,8 @@ class Parsers:
         return answer.unpack(said)
 
     def packet(self, frame: bytes, link: int = 14) -> CPacket:
-        status, flow, payload, length, flags = self._ask(b"P", 0, link, frame, self._packet)
-        return CPacket(status, Tuple.unpack(flow), payload, length, flags)
+        status, flow, payload, length, seq, flags = self._ask(b"P", 0, link, frame, self._packet)
+        return CPacket(status, Tuple.unpack(flow), payload, length, seq, flags)
 
     def hello(self, payload: bytes, fill: int = 0) -> bytes | None:
         """Return the name as sent, None for HELLO_ENGINE."""

@@ -66,6 +66,7 @@ def agree(parsers: Parsers, frame: bytes, link: int = 14) -> CPacket:
         assert ours.payload + ours.length == theirs.payload_end
         assert not theirs.missing
         assert ours.tcp_flags == theirs.flags
+        assert ours.seq == theirs.seq
     elif ours.status == OK:
         # The first piece has the ports that it is judged by; the engine puts the pieces together.
         assert isinstance(theirs, Fragment)
