@@ -29,7 +29,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `audit` and its verbs to the command's parser; each sets `handler`, called with the parsed
     arguments."""
-    noun = subparsers.add_parser("audit", help="read, verify and prove the signed log")
+    noun = subparsers.add_parser(
+        "audit",
+        help="read, verify and prove the signed log",
+        description="Read, verify and prove the signed log.",
+        epilog="example: sallyport audit verify --state-dir /var/lib/sallyport",
+    )
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
     _register_show(verbs)
     _register_verify(verbs)
