@@ -75,7 +75,8 @@ class Exe:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """`path` below the cgroup v2 mount; `unit` the innermost systemd unit; `container` the id found in the path."""
+    """`path` below the cgroup v2 mount; `unit` the systemd unit as sd_pid_get_unit(3) reads
+    it: the outermost below the slices, so that no user can name one; `container` the id found in the path."""
 
     path: str = ""
     unit: str = ""
