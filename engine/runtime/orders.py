@@ -48,6 +48,7 @@ _SELECTORS = {
     "strategy": ("exe", "cgroup", "uid", "dest", "port"),
 }
 _ANYWHERE = bytes(16)
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _LAST_PORT, _LAST_UID = 0xFFFF, 0xFFFFFFFE
 _LAST_SECOND = 1 << 33
 """The year 2242: what is later cannot be counted in the gate's nanoseconds for sure, and was meant as never."""
@@ -122,6 +123,9 @@ def _network(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:
             return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    elif isinstance(network, ipaddress.IPv6Network) and _MAPPED.subnet_of(network):
+        # The gate keeps IPv4 below ::ffff:0:0/96: such a prefix would say more than the person who wrote it.
+        raise ValueError("it would cover every IPv4 address too; name what is meant, such as 2000::/3 and fc00::/7")
     return network
 
 

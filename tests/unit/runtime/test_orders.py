@@ -104,6 +104,8 @@ def test_one_strategy_selector_has_one_spelling(by: str, given: str, value: str)
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"by": "dest", "value": "nowhere"}, "'nowhere' is no dest"),
+    ({"by": "dest", "value": "::/0"}, "it would cover every IPv4 address too"),
+    ({"by": "source", "value": "::/64"}, "it would cover every IPv4 address too"),
     ({"by": "name", "value": "*.*.example"}, "is no name"),
     ({"by": "name", "value": "b\u00fccher.example"}, "is no name"),
     ({"by": "name", "value": "192.0.2.1"}, "is no name"),
