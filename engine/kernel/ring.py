@@ -51,22 +51,20 @@ class MappedRing:
     def drain(self, handle: Callable[[bytes], None], limit: int) -> int:
         data = self._producer
         position: int = _POSITION.unpack_from(self._consumer)[0]
-        end: int = _POSITION.unpack_from(data)[0]
-        mask = self._size - 1
         taken = 0
-        try:
-            while position < end and taken < limit:
-                at = _PAGE + (position & mask)
-                length: int = _LENGTH.unpack_from(data, at)[0]
-                if length & _BUSY:
-                    break
-                size = length & ~_DISCARD
-                position += (size + 8 + 7) & ~7
-                if not length & _DISCARD:
-                    taken += 1
-                    handle(data[at + 8 : at + 8 + size])
-        finally:
-            # Once a batch: until then the kernel counts the records as unread, which they may as well be.
+        while taken < limit:
+            end: int = _POSITION.unpack_from(data)[0]
+            if position >= end:
+                break
+            at = _PAGE + (position & (self._size - 1))
+            length: int = _LENGTH.unpack_from(data, at)[0]
+            if length & _BUSY:
+                break
+            size = length & ~_DISCARD
+            if not length & _DISCARD:
+                handle(data[at + 8 : at + 8 + size])
+                taken += 1
+            position += (size + 8 + 7) & ~7
             _POSITION.pack_into(self._consumer, 0, position)
         return taken
 
