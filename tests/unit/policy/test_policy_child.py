@@ -136,6 +136,9 @@ def test_a_call_does_not_wait_for_ever(write: Write) -> None:
 
 def test_an_abandoned_question_does_not_answer_the_next(write: Write) -> None:
     async def used(evaluator: EmbeddedEvaluator) -> None:
+        assert evaluator.pid is not None
+        # Stopped, so that the answer cannot be there before the question is given up.
+        os.kill(evaluator.pid, signal.SIGSTOP)
         abandoned = asyncio.ensure_future(evaluator.evaluate(question(443)))
         await asyncio.sleep(0)
         abandoned.cancel()
