@@ -145,4 +145,3 @@ class Counter(IntEnum):
 
 COUNTERS = 32
 LOSSES = (Counter.LOST_EVENT, Counter.LOST_FLOW_VERDICT, Counter.LOST_PROCESS)
-HELD = (Counter.HELD_CONNECT, Counter.HELD_PAYLOAD, Counter.HELD_LATE, Counter.HELD_DATAGRAM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 from audit.entry import Generation
 from audit.log import AuditLog
 from engine.alerts.alert import Kind
-from engine.config import Config, EvaluatorKind
+from engine.config import Config
 from engine.errors import EvaluatorError, PolicyError, SallyportError
 from engine.model.decision import Verdict
 from engine.model.posture import Condition
 from engine.policy.bundle import Bundle
-from engine.policy.evaluator import Evaluator
 from engine.policy.evaluators import factory
 from engine.policy.prepare import Policy, prepare
 from engine.ports import Gate, MapFullError
@@ -27,15 +25,6 @@ from engine.runtime.journal import Journal
 from engine.runtime.reload import Switch
 from engine.runtime.statefiles import StateDir
 from engine.runtime.troubles import Troubles
-
-
-def evaluator_of(kind: EvaluatorKind) -> Callable[[], Evaluator]:
-    """Return what makes evaluators of this kind; each imports what it needs itself."""
-    if kind is EvaluatorKind.OPA:
-        from engine.policy.opa import OpaEvaluator  # noqa: PLC0415 - aiohttp is 20 MiB that only opa pays
-
-        return lambda: OpaEvaluator(binary=_opa_binary())
-    return factory(kind.value)
 
 
 class Generations:
@@ -108,7 +97,7 @@ class Generations:
         async with self._reloading:
             old = self._gatekeeper.force
             try:
-                policy = await prepare(self._folder, evaluator_of(self._config.evaluator))
+                policy = await prepare(self._folder, factory(self._config.evaluator.value))
             except (PolicyError, EvaluatorError) as error:
                 return self._refused(old, error, f"the policy was refused, generation {old.number} stays")
             if policy.bundle.digest == old.policy.bundle.digest:
@@ -153,9 +142,3 @@ class Generations:
         self.standing = Generation(number, bundle.digest, bundle.commit or "", bundle.dirty)
         self._log.generation = self.standing
         self._state.write_standing(number, bundle.digest, self._config.mode.value)
-
-
-def _opa_binary() -> str:
-    """Return the opa beside this Python, where `make setup` puts it, else the name to be looked up in PATH."""
-    beside = Path(sys.executable).parent / "opa"
-    return str(beside) if beside.exists() else "opa"

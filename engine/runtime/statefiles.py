@@ -21,7 +21,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Standing:
-    """The generation that the kernel maps hold entries of. `last_exe`: the highest executable id given."""
+    """The generation that the kernel maps hold entries of."""
 
     boot: str
     number: int

@@ -33,6 +33,7 @@ from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins
 from engine.kernel.spawn import LoaderProcess
 from engine.model.facts import Host
+from engine.policy.evaluators import factory
 from engine.policy.prepare import Policy, prepare
 from engine.ports import MapFullError
 from engine.runtime import features
@@ -42,7 +43,7 @@ from engine.runtime.control import ControlServer
 from engine.runtime.flows import FlowTable
 from engine.runtime.force import highest_numbers
 from engine.runtime.gatekeeper import Gatekeeper
-from engine.runtime.generations import Generations, evaluator_of
+from engine.runtime.generations import Generations
 from engine.runtime.identify import Identifier
 from engine.runtime.identity import Identities
 from engine.runtime.journal import Journal
@@ -88,7 +89,7 @@ class Supervisor:
         self._mount = find_mount(Path("/proc/self/mountinfo").read_text())
         self._stop = asyncio.Event()
         self._sources = asyncio.Lock()
-        self._hangups: set[asyncio.Task[dict[str, Any]]] = set()
+        self._hangups: set[asyncio.Task[None]] = set()
         self._ends = contextlib.AsyncExitStack()
         self._seen: dict[Counter, int] = {}
         self._written = 0
@@ -137,7 +138,7 @@ class Supervisor:
             sizes=machine.sizes(config.maps),
         )
         results = await asyncio.gather(
-            prepare(self._folder, evaluator_of(config.evaluator)), self._loader.load(order), return_exceptions=True
+            prepare(self._folder, factory(config.evaluator.value)), self._loader.load(order), return_exceptions=True
         )
         policy, loaded = results
         if isinstance(loaded, Loaded):
@@ -294,13 +295,18 @@ class Supervisor:
         self._ends.callback(task.cancel)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        """Do a thing again and again. A fault is told and does not end it: without its beat the engine is absent."""
+        """Do a thing again and again."""
         while True:
-            try:
-                await work()
-            except Exception as error:  # noqa: BLE001 - see above
-                self._troubles.begin(work.__name__, f"{work.__name__.strip('_')} failed: {error!r}", Kind.LOSS)
+            await self._told(work)
             await asyncio.sleep(seconds)
+
+    async def _told(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do a thing once. A fault is told and ends nothing: without its beat the engine is absent, and without its
+        eye on the policy a rule that was mended stays broken."""
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._troubles.begin(work.__name__, f"{work.__name__.strip('_')} failed: {error!r}", Kind.LOSS)
 
     async def _beat(self) -> None:
         self._machine.gate.beat()
@@ -344,10 +350,10 @@ class Supervisor:
 
     async def _follow_policy(self) -> None:
         async for _ in self._watcher:
-            await self._generations.reload()
+            await self._told(self._generations.reload)
 
     def _hangup(self) -> None:
-        self._hangups.add(task := asyncio.get_running_loop().create_task(self._generations.reload()))
+        self._hangups.add(task := asyncio.get_running_loop().create_task(self._told(self._generations.reload)))
         task.add_done_callback(self._hangups.discard)
 
     # ---- the gate's switches
