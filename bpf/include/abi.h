@@ -11,7 +11,7 @@
 #ifndef SALLYPORT_ABI_H
 #define SALLYPORT_ABI_H
 
-#define SALLYPORT_ABI 1
+#define SALLYPORT_ABI 2
 
 /* Names up to NAME_MAX_KERNEL bytes are decided in the kernel; longer ones always go to the engine. 199 and its
  * terminator keep a trie node in the 256-byte slab: half the memory of the longest key a trie takes. */
@@ -41,6 +41,9 @@
 #endif
 #ifndef FLOW_VERDICTS_MAX
 #define FLOW_VERDICTS_MAX 65536
+#endif
+#ifndef INBOUND_FLOWS_MAX
+#define INBOUND_FLOWS_MAX 65536
 #endif
 #ifndef HELD_MAX
 #define HELD_MAX 16384
@@ -101,6 +104,9 @@ enum present {
 	PRESENT_STRATEGY_ID = 16,
 	PRESENT_SET_SOURCE = 32,
 	PRESENT_SOURCE = 64,
+	PRESENT_INBOUND = 128, /* a policy judges what comes in: gate_ingress has work */
+	PRESENT_DNS = 256,     /* a policy reads dest_names: DNS messages are told */
+	PRESENT_INSIDE = 512,  /* there are guarded interfaces behind this host (containers, machines) */
 };
 
 /* Bits of config.open: conditions whose posture is "open" (pass); a bit not set means closed (drop). */
@@ -110,6 +116,7 @@ enum posture {
 	POSTURE_MAP_FULL = 4,
 	POSTURE_MALFORMED = 8,
 	POSTURE_FRAGMENT = 16,
+	POSTURE_UNKNOWN_INTERFACE = 32,
 };
 
 /* Facts that a key can hold; a shape is a set of them. */
@@ -118,6 +125,19 @@ enum shape {
 	SHAPE_EXE = 2,
 	SHAPE_CGROUP = 4,
 	SHAPE_USER = 8,
+	SHAPE_INBOUND = 128, /* no fact: an entry for what comes in, where dest is this host */
+};
+
+/* Value of the map `interfaces`: bits. */
+enum interface_kind {
+	INTERFACE_ETHERNET = 1, /* frames begin with a link header */
+	INTERFACE_INSIDE = 2,	/* what comes in by it leaves somebody behind this host: judged like egress, there */
+};
+
+/* Where a held frame was taken from, so where it goes on when it is released. */
+enum hook {
+	HOOK_EGRESS = 0,  /* out of the interface */
+	HOOK_INGRESS = 1, /* into the stack, as if it had just come in by the interface */
 };
 
 enum strategy_kind {
@@ -135,6 +155,7 @@ enum name_class {
 enum stage {
 	STAGE_CONNECT = 0,
 	STAGE_PAYLOAD = 1,
+	STAGE_REJECT = 2, /* decided: the engine is to tell the sender (RST, ICMP), nothing else */
 };
 
 /* Bits of socket_state.flags and held.flags. */
@@ -183,7 +204,15 @@ enum counter {
 	COUNT_LOST_EVENT = 29,
 	COUNT_LOST_FLOW_VERDICT = 30,
 	COUNT_LOST_PROCESS = 31,
-	COUNTERS = 32,
+	COUNT_PASSED_REPLY = 32,     /* came in as an answer to what left */
+	COUNT_PASSED_FORWARDED = 33, /* judged already where it came in */
+	COUNT_PASSED_RELEASED = 34,
+	COUNT_HELD_INBOUND = 35,
+	COUNT_HELD_REJECT = 36,
+	COUNT_DROPPED_INBOUND = 37,
+	COUNT_DROPPED_INTERFACE = 38,
+	COUNT_LOST_INBOUND_FLOW = 39,
+	COUNTERS = 40,
 };
 
 struct config {
@@ -192,7 +221,7 @@ struct config {
 	__u32 present;
 	__u32 open;
 	__u32 hold_limit;    /* frames redirected and not yet taken by the engine */
-	__u32 pad;
+	__u32 release_mark;  /* a secret number: marks a frame that goes back into the stack */
 	__u64 heartbeat_max; /* ns without a heartbeat after which the engine counts as absent */
 };
 
@@ -201,7 +230,8 @@ struct plan {
 	__u32 generation;
 	__u8 connect_shapes_n;
 	__u8 name_shapes_n;
-	__u8 pad[2];
+	__u8 inbound; /* 1: this policy judges what comes in */
+	__u8 pad;
 	__u8 connect_shapes[SHAPES_MAX];
 	__u8 name_shapes[SHAPES_MAX];
 };
@@ -288,7 +318,29 @@ struct held {
 	__u32 start;	  /* with FLOW_STARTED: sequence number of the stream's first byte */
 	__u8 stage;
 	__u8 flags;
-	__u8 pad[2];
+	__u8 hook;
+	__u8 pad;
+};
+
+/*
+ * What is known of a flow between this host and a peer, by the tuple of the packets that come in. A flow that was opened
+ * from outside has its verdict here, as socket_state has those that were opened here. For datagrams, also that
+ * they have been sent from here: what comes in is then an answer.
+ */
+enum opened_by {
+	OPENED_OUTSIDE = 1,
+	OPENED_HERE = 2,
+};
+
+struct inbound_flow {
+	__u64 expires; /* OPENED_HERE: the answer is no answer any more */
+	__u32 generation;
+	__u32 verdict_id;
+	__u32 start; /* sequence number of the stream's first byte */
+	__u8 verdict;
+	__u8 flags;
+	__u8 opened_by;
+	__u8 pad;
 };
 
 /*
@@ -338,6 +390,7 @@ enum event_type {
 	EVENT_VERDICT = 6,
 	EVENT_VERDICT_NAME = 7,
 	EVENT_REFUSED = 8,
+	EVENT_DNS = 9,
 };
 
 /* An event wakes the engine at once only where something waits for it: a new image, a socket to end. The others are
@@ -397,6 +450,21 @@ struct verdict_name_event {
 	__u32 name_length;
 	__u8 name[NAME_KEY_BYTES];
 	__u32 pad;
+};
+
+/* EVENT_DNS: a DNS message that passed by a guarded interface, as much of it as DNS_BYTES. Sent as long as it is. */
+#define DNS_BYTES 4096
+
+struct dns_event {
+	struct event_header header;
+	struct tuple tuple;
+	__u32 seq; /* TCP: of the first byte in payload */
+	__u32 length; /* bytes in payload */
+	__u8 ingress;
+	__u8 tcp_flags;
+	__u8 truncated;
+	__u8 pad[5];
+	__u8 payload[DNS_BYTES];
 };
 
 #endif

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-ABI = 1
+ABI = 2
 NAME_KEY_BYTES = 200
 NAME_MAX_KERNEL = 199
 SHAPES_MAX = 8
 PLANS = 4
+DNS_BYTES = 4096
 
 
 class Mode(IntEnum):
@@ -54,6 +55,9 @@ class Present(IntFlag):
     STRATEGY_ID = 16
     SET_SOURCE = 32
     SOURCE = 64
+    INBOUND = 128
+    DNS = 256
+    INSIDE = 512
 
 
 class PostureBit(IntFlag):
@@ -62,6 +66,7 @@ class PostureBit(IntFlag):
     MAP_FULL = 4
     MALFORMED = 8
     FRAGMENT = 16
+    UNKNOWN_INTERFACE = 32
 
 
 class Shape(IntFlag):
@@ -69,6 +74,22 @@ class Shape(IntFlag):
     EXE = 2
     CGROUP = 4
     USER = 8
+    INBOUND = 128
+
+
+class InterfaceKind(IntFlag):
+    ETHERNET = 1
+    INSIDE = 2
+
+
+class Hook(IntEnum):
+    EGRESS = 0
+    INGRESS = 1
+
+
+class OpenedBy(IntEnum):
+    OUTSIDE = 1
+    HERE = 2
 
 
 class StrategyKind(IntEnum):
@@ -85,6 +106,7 @@ class NameClass(IntEnum):
 class StageNumber(IntEnum):
     CONNECT = 0
     PAYLOAD = 1
+    REJECT = 2
 
 
 class FlowFlag(IntFlag):
@@ -106,6 +128,7 @@ class EventType(IntEnum):
     VERDICT = 6
     VERDICT_NAME = 7
     REFUSED = 8
+    DNS = 9
 
 
 class Counter(IntEnum):
@@ -141,7 +164,15 @@ class Counter(IntEnum):
     LOST_EVENT = 29
     LOST_FLOW_VERDICT = 30
     LOST_PROCESS = 31
+    PASSED_REPLY = 32
+    PASSED_FORWARDED = 33
+    PASSED_RELEASED = 34
+    HELD_INBOUND = 35
+    HELD_REJECT = 36
+    DROPPED_INBOUND = 37
+    DROPPED_INTERFACE = 38
+    LOST_INBOUND_FLOW = 39
 
 
-COUNTERS = 32
-LOSSES = (Counter.LOST_EVENT, Counter.LOST_FLOW_VERDICT, Counter.LOST_PROCESS)
+COUNTERS = 40
+LOSSES = (Counter.LOST_EVENT, Counter.LOST_FLOW_VERDICT, Counter.LOST_PROCESS, Counter.LOST_INBOUND_FLOW)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from engine.abi.numbers import NAME_KEY_BYTES, SHAPES_MAX
+from engine.abi.numbers import DNS_BYTES, NAME_KEY_BYTES, SHAPES_MAX
 
 Codes = tuple[tuple[str, str], ...]
 
@@ -51,33 +51,37 @@ class Config(NamedTuple):
     open: int
     hold_limit: int
     heartbeat_max: int
+    release_mark: int = 0
 
     def pack(self) -> bytes:
-        return CONFIG.pack(*self)
+        return CONFIG.pack(*self[:5], self.release_mark, self.heartbeat_max)
 
     @classmethod
     def unpack(cls, data: bytes) -> Config:
-        return cls._make(CONFIG.unpack(data))
+        *head, release_mark, heartbeat_max = CONFIG.unpack(data)
+        return cls(*head, heartbeat_max, release_mark)
 
 
 class Plan(NamedTuple):
     generation: int
     connect_shapes: tuple[int, ...]
     name_shapes: tuple[int, ...]
+    inbound: bool = False
 
     def pack(self) -> bytes:
         return PLAN.pack(
             self.generation,
             len(self.connect_shapes),
             len(self.name_shapes),
+            int(self.inbound),
             bytes(self.connect_shapes),
             bytes(self.name_shapes),
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Plan:
-        generation, connect, name, connect_shapes, name_shapes = PLAN.unpack(data)
-        return cls(generation, tuple(connect_shapes[:connect]), tuple(name_shapes[:name]))
+        generation, connect, name, inbound, connect_shapes, name_shapes = PLAN.unpack(data)
+        return cls(generation, tuple(connect_shapes[:connect]), tuple(name_shapes[:name]), bool(inbound))
 
 
 class Process(NamedTuple):
@@ -154,11 +158,34 @@ class Held(NamedTuple):
     start: int
     stage: int
     flags: int
+    hook: int = 0
 
     @classmethod
     def unpack(cls, data: bytes) -> Held:
         fields = HELD.unpack(data)
         return cls(Identity._make(fields[:6]), *fields[6:])
+
+
+class InboundFlow(NamedTuple):
+    """`expires` CLOCK_MONOTONIC ns, 0 never; `start` sequence number of a TCP stream's first byte."""
+
+    verdict: int
+    opened_by: int
+    generation: int = 0
+    verdict_id: int = 0
+    start: int = 0
+    flags: int = 0
+    expires: int = 0
+
+    def pack(self) -> bytes:
+        return INBOUND_FLOW.pack(
+            self.expires, self.generation, self.verdict_id, self.start, self.verdict, self.flags, self.opened_by
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> InboundFlow:
+        expires, generation, verdict_id, start, verdict, flags, opened_by = INBOUND_FLOW.unpack(data)
+        return cls(verdict, opened_by, generation, verdict_id, start, flags, expires)
 
 
 class DestinationKey(NamedTuple):
@@ -306,6 +333,25 @@ class VerdictEvent(NamedTuple):
         return cls.unpack(data, reversed_name[:length][::-1])
 
 
+class DnsEvent(NamedTuple):
+    """A DNS message as it passed: one datagram, or one segment of a stream that begins at `seq`. `truncated`: the
+    packet had more than `payload`."""
+
+    time: int
+    tuple: Tuple
+    ingress: bool
+    tcp_flags: int
+    seq: int
+    payload: bytes
+    truncated: bool = False
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> DnsEvent:
+        time, _, *flow, seq, length, ingress, tcp_flags, truncated = _DNS_HEAD.unpack_from(data)
+        payload = bytes(data[_DNS_HEAD.size : _DNS_HEAD.size + length])
+        return cls(time, Tuple._make(flow), bool(ingress), tcp_flags, seq, payload, bool(truncated))
+
+
 # Numbers of net/tcp_states.h: FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
 _FIN_ACKNOWLEDGED = frozenset({5, 6, 9, 11})
 
@@ -324,11 +370,11 @@ LAYOUTS: dict[str, Codes] = {
     "tuple": TUPLE_CODES,
     "identity": IDENTITY_CODES,
     "config": (
-        ("mode", "I"), ("hold_ifindex", "I"), ("present", "I"), ("open", "I"), ("hold_limit", "I"), ("pad", "4x"),
+        ("mode", "I"), ("hold_ifindex", "I"), ("present", "I"), ("open", "I"), ("hold_limit", "I"), ("release_mark", "I"),
         ("heartbeat_max", "Q"),
     ),
     "plan": (
-        ("generation", "I"), ("connect_shapes_n", "B"), ("name_shapes_n", "B"), ("pad", "2x"),
+        ("generation", "I"), ("connect_shapes_n", "B"), ("name_shapes_n", "B"), ("inbound", "B"), ("pad", "x"),
         ("connect_shapes", f"{SHAPES_MAX}s"), ("name_shapes", f"{SHAPES_MAX}s"),
     ),
     "process": (("exec_stamp", "Q"), ("exe", "I"), ("pad", "4x")),
@@ -344,7 +390,12 @@ LAYOUTS: dict[str, Codes] = {
     ),
     "held": (
         *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("ifindex", "I"), ("generation", "I"),
-        ("verdict_id", "I"), ("part", "I"), ("start", "I"), ("stage", "B"), ("flags", "B"), ("pad", "2x"),
+        ("verdict_id", "I"), ("part", "I"), ("start", "I"), ("stage", "B"), ("flags", "B"), ("hook", "B"),
+        ("pad", "x"),
+    ),
+    "inbound_flow": (
+        ("expires", "Q"), ("generation", "I"), ("verdict_id", "I"), ("start", "I"), ("verdict", "B"), ("flags", "B"),
+        ("opened_by", "B"), ("pad", "x"),
     ),
     "destination_key": (
         ("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("pad", "4x"),
@@ -363,6 +414,10 @@ LAYOUTS: dict[str, Codes] = {
         *_nested("header", HEADER_CODES), *_nested("identity", IDENTITY_CODES), *_nested("tuple", TUPLE_CODES),
         ("ifindex", "I"), ("generation", "I"), ("cookie", "Q"), ("verdict_id", "I"), ("verdict", "B"),
         ("origin", "B"), ("stage", "B"), ("flags", "B"), ("part", "I"), ("pad", "4x"),
+    ),
+    "dns_event": (
+        *_nested("header", HEADER_CODES), *_nested("tuple", TUPLE_CODES), ("seq", "I"), ("length", "I"),
+        ("ingress", "B"), ("tcp_flags", "B"), ("truncated", "B"), ("pad", "5x"), ("payload", f"{DNS_BYTES}s"),
     ),
 }  # fmt: skip
 
@@ -391,6 +446,7 @@ VERDICT_ENTRY = _struct("verdict_entry")
 CONNECT_KEY = _struct("connect_key")
 FLOW_KEY = _struct("flow_key")
 HELD = _struct("held")
+INBOUND_FLOW = _struct("inbound_flow")
 DESTINATION_KEY = _struct("destination_key")
 SOURCE_KEY = _struct("source_key")
 NAME_KEY = _struct("name_key")
@@ -398,7 +454,8 @@ STRATEGY_KEY = _struct("strategy_key")
 PROCESS_EVENT = _struct("process_event")
 SOCKET_EVENT = _struct("socket_event")
 VERDICT_EVENT = _struct("verdict_event")
+_DNS_HEAD = struct.Struct("<" + "".join(code for _, code in LAYOUTS["dns_event"][:-1]))
 _NAME_TAIL = struct.Struct(f"<I{NAME_KEY_BYTES}s")
 
-Event = ProcessEvent | SocketEvent | VerdictEvent
+Event = ProcessEvent | SocketEvent | VerdictEvent | DnsEvent
 """What the ring carries."""

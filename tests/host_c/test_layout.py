@@ -23,6 +23,9 @@ ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "present": (numbers.Present, "PRESENT_"),
     "posture": (numbers.PostureBit, "POSTURE_"),
     "shape": (numbers.Shape, "SHAPE_"),
+    "interface_kind": (numbers.InterfaceKind, "INTERFACE_"),
+    "hook": (numbers.Hook, "HOOK_"),
+    "opened_by": (numbers.OpenedBy, "OPENED_"),
     "strategy_kind": (numbers.StrategyKind, "STRATEGY_"),
     "name_class": (numbers.NameClass, "NAME_CLASS_"),
     "stage": (numbers.StageNumber, "STAGE_"),
@@ -36,6 +39,7 @@ DEFINES = {
     "NAME_MAX_KERNEL": numbers.NAME_MAX_KERNEL,
     "SHAPES_MAX": numbers.SHAPES_MAX,
     "PLANS": numbers.PLANS,
+    "DNS_BYTES": numbers.DNS_BYTES,
     "COUNTERS": numbers.COUNTERS,
 }
 WITHOUT_MIRROR = {"event_header", "socket_state", "verdict_name_event"}
