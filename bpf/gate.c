@@ -3,7 +3,6 @@
  * The gate: every packet that leaves by a guarded interface meets a standing verdict here, or is held.
  *
  *   gate_egress          TC egress      pass, drop, or redirect to the hold device
- *   gate_ingress         XDP            drop by source address
  *   gate_connect4/6      cgroup         who opens the socket; EPERM where a standing deny covers the destination
  *   gate_sendmsg4/6      cgroup         the same for datagrams of unconnected sockets
  *   gate_discard         TC ingress     end of the hold device: its frames are for the engine, never for the stack
@@ -68,7 +67,6 @@ BPF_F_TABLE("hash:" SALLYPORT_PINS "/interfaces", __u32, __u32, interfaces, INTE
 BPF_F_TABLE("lru_hash:" SALLYPORT_PINS "/processes", __u32, struct process, processes, PROCESSES_MAX, 0);
 BPF_F_TABLE("sk_storage:" SALLYPORT_PINS "/sockets", int, struct socket_state, sockets, 0, BPF_F_NO_PREALLOC);
 MAP("lpm_trie", destination_key, verdict_entry, destinations, DESTINATIONS_MAX, BPF_F_NO_PREALLOC);
-MAP("lpm_trie", source_key, verdict_entry, source_verdicts, SOURCES_MAX, BPF_F_NO_PREALLOC);
 MAP("lpm_trie", name_key, verdict_entry, name_verdicts, NAME_VERDICTS_MAX, BPF_F_NO_PREALLOC);
 MAP("hash", strategy_key, verdict_entry, strategies, STRATEGIES_MAX, BPF_F_NO_PREALLOC);
 MAP("hash", connect_key, verdict_entry, connect_verdicts, CONNECT_VERDICTS_MAX, BPF_F_NO_PREALLOC);
@@ -764,65 +762,6 @@ int gate_egress(struct __sk_buff *skb)
 int gate_discard(struct __sk_buff *skb)
 {
 	return TC_ACT_SHOT;
-}
-
-/* ---- XDP ingress ------------------------------------------------------------------------------------------------ */
-
-int gate_ingress(struct xdp_md *ctx)
-{
-	__u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 zero = 0, *number, type;
-	struct verdict_entry *entry = 0;
-	struct source_key key = {.prefixlen = 32 + 128};
-	struct config *c = config.lookup(&zero);
-
-	if (!c || c->mode == MODE_PANIC || !(c->present & (PRESENT_SOURCE | PRESENT_SET_SOURCE)))
-		return XDP_PASS;
-	if (data + 14 > end)
-		return XDP_PASS;
-	type = ((__u32)data[12] << 8) | data[13];
-	data += 14;
-#pragma unroll
-	for (int i = 0; i < 2; i++) {
-		if (type != 0x8100 && type != 0x88a8)
-			break;
-		if (data + 4 > end)
-			return XDP_PASS;
-		type = ((__u32)data[2] << 8) | data[3];
-		data += 4;
-	}
-	if (type == 0x0800) {
-		if (data + 20 > end)
-			return XDP_PASS;
-		key.address[10] = 0xff;
-		key.address[11] = 0xff;
-		__builtin_memcpy(key.address + 12, data + 12, 4);
-	} else if (type == 0x86dd) {
-		if (data + 40 > end)
-			return XDP_PASS;
-		__builtin_memcpy(key.address, data + 8, 16);
-	} else {
-		return XDP_PASS;
-	}
-	if (c->present & PRESENT_SET_SOURCE)
-		entry = source_verdicts.lookup(&key);
-	if (!standing(entry)) {
-		number = generation.lookup(&zero);
-		if (!number)
-			return XDP_PASS;
-		key.generation = *number;
-		entry = source_verdicts.lookup(&key);
-		if (!standing(entry))
-			return XDP_PASS;
-	}
-	if (entry->verdict != VERDICT_DENY && entry->verdict != VERDICT_REJECT)
-		return XDP_PASS;
-	if (c->mode == MODE_OBSERVE) {
-		count(COUNT_WOULD_DROP);
-		return XDP_PASS;
-	}
-	count(COUNT_DROPPED_SOURCE);
-	return XDP_DROP;
 }
 
 /* ---- cgroup: who, and at once no -------------------------------------------------------------------------------- */

@@ -187,7 +187,7 @@ def _attach_all(
         attach.attach_filter(index, attach.EGRESS, fds["gate_egress"], "gate_egress", ours)
         loaded.xdp[name] = "off"
         if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
-            loaded.xdp[name] = attach.replace_xdp(index, fds["gate_ingress"], standing.get(number))
+            loaded.xdp[name] = attach.replace_xdp(index, fds["gate_source"], standing.get(number))
     _let_go(pins, loaded, ours)
     for pin in pins.programs.glob("before_*"):
         pin.unlink()

@@ -39,7 +39,7 @@ class Program:
 PROGRAMS = (
     Program("gate_egress", "gate.c", SCHED_CLS, Hook.TC_EGRESS),
     Program("gate_discard", "gate.c", SCHED_CLS, Hook.HOLD_END),
-    Program("gate_ingress", "gate.c", XDP, Hook.XDP),
+    Program("gate_source", "source.c", XDP, Hook.XDP),
     Program("gate_connect4", "gate.c", CGROUP_SOCK_ADDR, Hook.CGROUP, _CONNECT4),
     Program("gate_connect6", "gate.c", CGROUP_SOCK_ADDR, Hook.CGROUP, _CONNECT6),
     Program("gate_sendmsg4", "gate.c", CGROUP_SOCK_ADDR, Hook.CGROUP, _SENDMSG4),

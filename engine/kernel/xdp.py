@@ -21,7 +21,7 @@ from engine.kernel.pins import Pins
 
 def apply(state_dir: Path, interfaces: list[str], mode: str, *, wanted: bool) -> dict[str, str]:
     """Make each interface have the program, or not. Return {interface: native, generic or off}."""
-    program = libbpf.obj_get(Pins.of(state_dir).programs / "gate_ingress")
+    program = libbpf.obj_get(Pins.of(state_dir).programs / "gate_source")
     ours = frozenset({int(libbpf.program_info(program).id)})
     found: dict[str, str] = {}
     for name in interfaces:

@@ -116,7 +116,7 @@ class Lab:
         """Attach the program of the sources, which the loader leaves to whoever denies the first source."""
         assert self.loaded is not None
         index = self.loaded.interfaces[DEVICE]
-        program = libbpf.obj_get(self.pins.programs / "gate_ingress")
+        program = libbpf.obj_get(self.pins.programs / "gate_source")
         try:
             return self.inside.call(lambda: attach.attach_xdp(index, program, mode))
         finally:

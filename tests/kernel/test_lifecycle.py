@@ -152,7 +152,7 @@ def test_a_replacement_brings_the_sources_along(lab: Lab) -> None:
     lab.guard_sources()
     loaded = lab.load()
     assert loaded.xdp == {DEVICE: "generic"}
-    assert f"prog/xdp id {loaded.programs['gate_ingress']['id']}" in lab.inside.ip("-details", "link", "show", DEVICE)
+    assert f"prog/xdp id {loaded.programs['gate_source']['id']}" in lab.inside.ip("-details", "link", "show", DEVICE)
 
 
 def test_a_replacement_may_move_to_another_control_group(lab: Lab) -> None:
