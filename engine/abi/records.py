@@ -58,8 +58,8 @@ class Config(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Config:
-        *head, release_mark, heartbeat_max = CONFIG.unpack(data)
-        return cls(*head, heartbeat_max, release_mark)
+        mode, hold_ifindex, present, open_, hold_limit, release_mark, heartbeat_max = CONFIG.unpack(data)
+        return cls(mode, hold_ifindex, present, open_, hold_limit, heartbeat_max, release_mark)
 
 
 class Plan(NamedTuple):
