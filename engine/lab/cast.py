@@ -17,8 +17,9 @@ from engine.lab.place import Place
 class Remote:
     """One actor in its place."""
 
-    def __init__(self, place: Place) -> None:
-        self._process = place.start([sys.executable, "-m", "engine.lab.actor"], stderr=subprocess.PIPE)
+    def __init__(self, place: Place, program: str = "engine.lab.actor") -> None:
+        """`program`: the module that does what it is told, one JSON object a line in, one a line out."""
+        self._process = place.start([sys.executable, "-m", program], stderr=subprocess.PIPE)
         self._rest = b""
 
     def ask(self, order: str, seconds: float = 15.0, **how: Any) -> dict[str, Any]:

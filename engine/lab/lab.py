@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,23 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import PrivilegeError
-from engine.kernel.pins import BPFFS, Pins
 from engine.lab import topology
 from engine.lab.cast import Remote
-from engine.lab.errors import LabError
 from engine.lab.gate import Gate
-from engine.lab.groups import Groups
-from engine.lab.interruption import undisturbed
-from engine.lab.journal import Journal, Plan
+from engine.lab.journal import Plan
 from engine.lab.place import Ended, Place, environment
 from engine.lab.policy import PolicyFolder
+from engine.lab.run import BASE, ground, opened
 from engine.lab.servers import PORT, Nginx, make_certificates
 from engine.lab.topology import SERVER, Topology
-from engine.lab.undo import undo, undo_abandoned
-from engine.runtime.cgroups import find_mount
 
-PROGRAMS = ("ip", "nsenter", "unshare", "mount", "umount", "git", "nginx", "curl", "openssl", "tc")
+PROGRAMS = (*BASE, "git", "nginx", "curl", "openssl", "tc")
 REFUSED = "refused"
 
 
@@ -51,12 +44,7 @@ class Lab:
 
     def __init__(self, plan: Plan, parts: ExitStack) -> None:
         self.plan = plan
-        self.groups = Groups(plan.cgroup)
-        self.groups.make()
-        self.tools = Place(self.groups.tools)
-        if plan.mounts_bpffs:
-            _mount_bpffs(self.tools)
-        plan.work.mkdir(mode=0o700)
+        self.groups, self.tools = ground(plan)
         self.curl_path = str(Path(shutil.which("curl", path=environment()["PATH"]) or "curl").resolve())
         self.ca = make_certificates(plan.work, self.tools)
         self.policy = PolicyFolder(plan.work / "policy", self.curl_path, self.tools)
@@ -130,43 +118,5 @@ def open_lab(state_dir: Path | None, begun: Callable[[str], None]) -> Iterator[L
 
     `begun` hears the run's name before anything is made: it is part of the name of everything that will be.
     """
-    _require(state_dir)
-    undo_abandoned()
-    mount = find_mount(Path("/proc/self/mountinfo").read_text())
-    plan = Plan.fresh(state_dir, mount, mounts_bpffs=not os.path.ismount(BPFFS))
-    journal = Journal.begin(plan)
-    parts = ExitStack()
-    try:
-        begun(plan.run)
-        yield Lab(plan, parts)
-    finally:
-        with undisturbed():
-            parts.close()
-            problems = undo(plan)
-            journal.close(problems)
-    if problems:
-        raise LabError("The lab could not take everything away: " + "; ".join(problems))
-
-
-def _require(state_dir: Path | None) -> None:
-    if os.geteuid() != 0:
-        raise PrivilegeError("The lab needs root: it makes network namespaces", hint="Run it with sudo.")
-    path = environment()["PATH"]
-    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
-    if missing:
-        raise LabError(f"The lab needs {', '.join(missing)}", hint="`make setup` installs what is missing.")
-    if state_dir is None:
-        return
-    pins = Pins.of(state_dir)
-    # At its end the lab takes the gate of its state directory down: that must not be somebody else's.
-    if pins.root.exists() or pins.record.exists():
-        raise LabError(
-            f"An engine is at work with the state directory {state_dir}",
-            hint="Give the lab a directory of its own.",
-        )
-
-
-def _mount_bpffs(tools: Place) -> None:
-    done = tools.run(["mount", "-t", "bpf", "bpf", str(BPFFS)])
-    if done.code != 0:
-        raise LabError(f"The BPF file system cannot be mounted at {BPFFS}: {done.last_words}")
+    with opened(Lab, PROGRAMS, state_dir, begun) as lab:
+        yield lab

@@ -17,6 +17,7 @@ import pytest
 from engine.cli import lab as command
 from engine.lab import lab as labs
 from engine.lab import play
+from engine.lab import run as runs
 from engine.lab.errors import LabError
 from engine.lab.interruption import Interruption, undisturbed
 from engine.lab.play import Played, run_lab
@@ -152,9 +153,9 @@ def test_an_interrupted_command_ends_with_the_signal_s_code(
 def test_a_missing_program_is_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(
-        labs.shutil, "which", lambda program, path=None: None if program == "nginx" else f"/bin/{program}"
+        runs.shutil, "which", lambda program, path=None: None if program == "nginx" else f"/bin/{program}"
     )
-    monkeypatch.setattr(labs.Journal, "begin", lambda _plan: pytest.fail("a run was begun"))
+    monkeypatch.setattr(runs.Journal, "begin", lambda _plan: pytest.fail("a run was begun"))
     with pytest.raises(LabError, match="needs nginx") as caught, labs.open_lab(None, lambda _name: None):
         pass
     assert "make setup" in caught.value.hint
