@@ -1,10 +1,4 @@
-"""Attach and detach by netlink: TC filters, XDP, the hold device.
-
-Programs are replaced in place, never deleted and added: with fixed handle, priority and protocol, `replace-filter` lost
-no packet in 200 replacements under full load where delete-and-add lost up to 370,000. A filter without handle or
-priority would be a second one beside the first, and one without direct_action lets every verdict pass as a class
-number; so the filter is read back after each change.
-"""
+"""Attach and detach by netlink what a start and an end need: XDP and the hold device. TC filters: filters.py."""
 
 from __future__ import annotations
 
@@ -12,24 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from engine.errors import InterfaceError, KernelError
-from engine.kernel import libbpf
+from engine.kernel.links import named
 from engine.kernel.pins import Pins
+from engine.kernel.rtnetlink import RouteSocket
 
-EGRESS = "ffff:fff3"
-INGRESS = "ffff:fff2"
-_PRIORITY = 1
-_HANDLE = 1
-_ETH_P_ALL = 3
 _XDP_NATIVE, _XDP_GENERIC, _XDP_REPLACE = 4, 2, 16
-_ETHERNET, _LOOPBACK = 1, 772
 _JUMBO = 65535
-_TCA_BPF_ID = 11
 
 
 @contextmanager
@@ -41,25 +28,10 @@ def _netlink(doing: str) -> Iterator[IPRoute]:
         raise KernelError(f"The kernel refused to {doing}: {os.strerror(error.code)}") from error
 
 
-def _link(ip: IPRoute, name: str) -> Any:
-    found = ip.link_lookup(ifname=name)
-    if not found:
-        present = ", ".join(sorted(link.get_attr("IFLA_IFNAME") for link in ip.get_links()))
-        raise InterfaceError(f"There is no interface {name!r}", hint=f"Interfaces here: {present}")
-    return ip.get_links(found[0])[0]
-
-
 def interface_index(name: str) -> int:
     """Return the index of an interface that can carry the gate; InterfaceError otherwise."""
-    with _netlink(f"look up {name}") as ip:
-        link = _link(ip, name)
-        if link["ifi_type"] not in (_ETHERNET, _LOOPBACK):
-            raise InterfaceError(
-                f"Interface {name} has no Ethernet header (hardware type {link['ifi_type']}), so its packets cannot "
-                "be held",
-                hint="Guard the Ethernet interface that its packets leave by.",
-            )
-        return int(link["index"])
+    with RouteSocket() as route:
+        return named(name, route.links()).index
 
 
 def make_hold_device(pins: Pins) -> tuple[int, int]:
@@ -77,64 +49,6 @@ def make_hold_device(pins: Pins) -> tuple[int, int]:
             ip.link("set", index=index, mtu=_JUMBO, arp=False, state="up")
             indexes.append(index)
         return indexes[0], indexes[1]
-
-
-def _filter(ip: IPRoute, index: int, parent: str) -> tuple[str, int, bool] | None:
-    """The filter at our handle and priority: (name, program id, direct action)."""
-    major, minor = (int(part, 16) for part in parent.split(":"))
-    for found in ip.get_filters(index=index, parent=(major << 16) | minor):
-        options = found.get_attr("TCA_OPTIONS")
-        if found.get_attr("TCA_KIND") != "bpf" or options is None or found["info"] >> 16 != _PRIORITY:
-            continue
-        if found["handle"] != _HANDLE:
-            continue
-        name = options.get_attr("TCA_BPF_NAME") or ""
-        return name, _program_id(options), bool(options.get_attr("TCA_BPF_FLAGS") or 0)
-    return None
-
-
-def _program_id(options: Any) -> int:
-    """TCA_BPF_ID (linux/pkt_cls.h), which pyroute2 0.9 hands over undecoded."""
-    for slot in options["attrs"]:
-        raw = slot[1]
-        if slot[0] == "UNKNOWN" and raw["header"]["type"] == _TCA_BPF_ID:
-            return int.from_bytes(raw.data[raw.offset + 4 : raw.offset + 8], "little")
-    return 0
-
-
-def attach_filter(index: int, parent: str, program: int, name: str, ours: frozenset[int]) -> None:
-    """Put `program` at `parent` in place of an earlier one. `ours`: program ids that may be replaced."""
-    with _netlink(f"attach {name}") as ip:
-        try:
-            ip.tc("add", "clsact", index)
-        except NetlinkError as error:
-            if error.code != 17:  # EEXIST
-                raise
-        standing = _filter(ip, index, parent)
-        if standing is not None and standing[1] not in ours:
-            raise InterfaceError(
-                f"Interface {index} already has a TC filter {standing[0]!r} of another program at priority {_PRIORITY}",
-                hint="If it is a gate whose state directory is gone, remove it with `sallyport panic`.",
-            )
-        ip.tc(
-            "replace-filter", "bpf", index, _HANDLE, fd=program, name=name, parent=parent, prio=_PRIORITY,
-            protocol=_ETH_P_ALL, direct_action=True,
-        )  # fmt: skip
-        wanted = int(libbpf.program_info(program).id)
-        if _filter(ip, index, parent) != (name, wanted, True):
-            raise KernelError(f"The TC filter {name} on interface {index} did not read back as it was written")
-
-
-def detach_filter(index: int, parent: str, ours: frozenset[int]) -> bool:
-    """Remove our filter, and the clsact qdisc when nothing else hangs on it."""
-    with _netlink("detach a TC filter") as ip:
-        standing = _filter(ip, index, parent)
-        if standing is None or standing[1] not in ours:
-            return False
-        ip.tc("del-filter", "bpf", index, _HANDLE, parent=parent, prio=_PRIORITY, protocol=_ETH_P_ALL)
-        if not ip.get_filters(index=index, parent=0xFFFFFFF2) and not ip.get_filters(index=index, parent=0xFFFFFFF3):
-            ip.tc("del", "clsact", index)
-        return True
 
 
 def _xdp(ip: IPRoute, index: int) -> tuple[int, int]:

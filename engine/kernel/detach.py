@@ -16,9 +16,10 @@ from pathlib import Path
 from engine.abi.numbers import Mode
 from engine.abi.records import Config
 from engine.errors import SallyportError
-from engine.kernel import attach, libbpf
+from engine.kernel import attach, filters, libbpf
 from engine.kernel.order import Detached
 from engine.kernel.pins import Pins, Record, netns_inode
+from engine.kernel.rtnetlink import RouteSocket
 
 _CLONE_NEWNET = 0x40000000
 
@@ -34,9 +35,8 @@ def detach(pins: Pins) -> Detached:
     except SallyportError as error:
         done.problems.append(error.message)
     ours = frozenset(_program_ids(pins))
-    indexes = _interfaces(pins)
     try:
-        _in_netns(record.netns if record else netns_inode(), lambda: _detach_links(pins, record, indexes, ours, done))
+        _in_netns(record.netns if record else netns_inode(), lambda: _detach_links(pins, ours, done))
     except Exception as error:  # noqa: BLE001 - whatever went wrong, the pins must go
         done.problems.append(str(error))
     try:
@@ -68,35 +68,22 @@ def _program_ids(pins: Pins) -> list[int]:
     return ids
 
 
-def _interfaces(pins: Pins) -> list[int]:
-    """Indexes of the guarded interfaces, from the map that the gate itself reads."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        fd = libbpf.obj_get(pins.maps / "interfaces")
-        following = ctypes.create_string_buffer(4)
-        key: bytes | None = None
-        while libbpf.map_next_key(fd, key, following):
-            key = following.raw
-            found.append(int.from_bytes(key, "little"))
-        os.close(fd)
-    return found
-
-
-def _detach_links(pins: Pins, record: Record | None, indexes: list[int], ours: frozenset[int], done: Detached) -> None:
-    for name in record.interfaces if record else []:
-        with contextlib.suppress(SallyportError):
-            index = attach.interface_index(name)
-            if index not in indexes:
-                indexes.append(index)
-    for index in indexes:
+def _detach_links(pins: Pins, ours: frozenset[int], done: Detached) -> None:
+    """Every interface is looked at, whatever the record and the maps say was guarded: one that appeared a moment before
+    the engine died may stand in neither."""
+    with RouteSocket() as route:
+        links = route.links()
+    for link in links:
+        if link.name in (pins.hold_device, pins.held_device):
+            continue
         try:
-            removed = attach.detach_filter(index, attach.EGRESS, ours)
-            removed = attach.detach_xdp(index, ours) or removed
+            removed = filters.unguard(link.index, ours)
+            removed = attach.detach_xdp(link.index, ours) or removed
         except (SallyportError, OSError) as error:
-            done.problems.append(f"interface {index}: {error}")
+            done.problems.append(f"interface {link.name}: {error}")
             continue
         if removed:
-            done.interfaces.append(str(index))
+            done.interfaces.append(str(link.index))
     attach.remove_hold_device(pins)
 
 

@@ -22,13 +22,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.errors import KernelError, PrivilegeError, SallyportError
-from engine.kernel import attach, headers, libbpf
+from engine.errors import InterfaceError, KernelError, PrivilegeError, SallyportError
+from engine.kernel import attach, filters, headers, libbpf
 from engine.kernel.detach import detach
+from engine.kernel.links import to_guard
 from engine.kernel.maps import Map
 from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
+from engine.kernel.rtnetlink import Parent, RouteSocket
 
 _OLDEST = (5, 10)
 
@@ -43,7 +45,8 @@ def load(order: Order) -> Loaded:
     pins = Pins.of(Path(order.state_dir))
     loaded = Loaded(taken_over=(pins.programs / "gate_egress").exists())
     # Everything that can be refused is refused before anything is touched.
-    loaded.interfaces = {name: attach.interface_index(name) for name in order.interfaces}
+    with RouteSocket() as route:
+        loaded.interfaces = {link.name: link.index for link in to_guard(order.interfaces, route.links())}
     cgroup = _open_cgroup(order.cgroup)
     try:
         before = dict(_standing_programs(pins))
@@ -182,9 +185,9 @@ def _attach_all(
             link = libbpf.raw_tracepoint_open(program.tracepoint, fd)
             libbpf.obj_pin(link, pins.links / program.name)
     _write_hold(pins, loaded)
-    attach.attach_filter(loaded.held_ifindex, attach.INGRESS, fds["gate_discard"], "gate_discard", ours)
+    filters.attach_filter(loaded.held_ifindex, Parent.INGRESS, fds["gate_discard"], "gate_discard", ours)
     for name, index in loaded.interfaces.items():
-        attach.attach_filter(index, attach.EGRESS, fds["gate_egress"], "gate_egress", ours)
+        filters.guard(index, fds, ours)
         loaded.xdp[name] = "off"
         if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
             loaded.xdp[name] = attach.replace_xdp(index, fds["gate_source"], standing.get(number))
@@ -199,8 +202,8 @@ def _let_go(pins: Pins, loaded: Loaded, ours: frozenset[int]) -> None:
     for key in list(guarded.walk()):
         index = int.from_bytes(key, "little")
         if index not in loaded.interfaces.values():
-            with contextlib.suppress(KernelError):  # the interface itself is gone
-                attach.detach_filter(index, attach.EGRESS, ours)
+            with contextlib.suppress(KernelError, InterfaceError):  # the interface itself is gone
+                filters.unguard(index, ours)
                 attach.detach_xdp(index, ours)
             guarded.remove(key)
     guarded.close()

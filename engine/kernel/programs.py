@@ -20,6 +20,7 @@ _CONNECT4, _CONNECT6, _SENDMSG4, _SENDMSG6 = 10, 11, 14, 15
 
 class Hook(str, Enum):
     TC_EGRESS = "tc egress"
+    TC_INGRESS = "tc ingress"
     HOLD_END = "tc ingress of the hold device"
     XDP = "xdp"
     CGROUP = "cgroup"

@@ -12,10 +12,11 @@ import pytest
 
 from engine.abi.numbers import Counter, Mode
 from engine.errors import InterfaceError, KernelError
-from engine.kernel import attach, libbpf
+from engine.kernel import attach, filters, libbpf
 from engine.kernel.detach import detach
 from engine.kernel.gate import KernelGate
 from engine.kernel.pins import Record
+from engine.kernel.rtnetlink import Parent
 from tests.kernel.lab import (
     ALLOW,
     DENY,
@@ -92,7 +93,7 @@ def test_a_foreign_filter_in_our_place_is_left_alone(lab: Lab) -> None:
     lab.inside.ip("link", "add", "second", "type", "veth", "peer", "name", "second-far")
     index = lab.inside.call(lambda: attach.interface_index("second"))
     number = int(libbpf.program_info(fd).id)
-    lab.inside.call(lambda: attach.attach_filter(index, attach.EGRESS, fd, "foreign", frozenset({number})))
+    lab.inside.call(lambda: filters.attach_filter(index, Parent.EGRESS, fd, "foreign", frozenset({number})))
     with pytest.raises(InterfaceError, match="of another program"):
         lab.load(interfaces=[DEVICE, "second"])
     assert lab.leftovers() == []
@@ -190,10 +191,10 @@ def test_a_replacement_that_fails_half_way_can_be_tried_again(lab: Lab) -> None:
     number = int(libbpf.program_info(fd).id)
     held = loaded.held_ifindex
     ours = frozenset({loaded.programs["gate_discard"]["id"], number})
-    lab.inside.call(lambda: attach.attach_filter(held, attach.INGRESS, fd, "foreign", ours))
+    lab.inside.call(lambda: filters.attach_filter(held, Parent.INGRESS, fd, "foreign", ours))
     with pytest.raises(InterfaceError):
         lab.load()
-    lab.inside.call(lambda: attach.detach_filter(held, attach.INGRESS, frozenset({number})))
+    lab.inside.call(lambda: filters.detach_filter(held, Parent.INGRESS, frozenset({number})))
     assert lab.load().taken_over
 
 
@@ -204,7 +205,7 @@ def test_a_replacement_that_fails_half_way_can_be_taken_down(lab: Lab) -> None:
     assert loaded is not None
     ours = frozenset({loaded.programs["gate_discard"]["id"], int(libbpf.program_info(fd).id)})
     held = loaded.held_ifindex
-    lab.inside.call(lambda: attach.attach_filter(held, attach.INGRESS, fd, "foreign", ours))
+    lab.inside.call(lambda: filters.attach_filter(held, Parent.INGRESS, fd, "foreign", ours))
     with pytest.raises(InterfaceError):
         lab.load()
     assert not lab.detach().problems
