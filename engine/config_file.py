@@ -235,7 +235,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _interface(text: str) -> str:
-    # The kernel's own bounds (dev_valid_name): 15 bytes, no slash, colon or white space, no directory's name.
-    if not 0 < len(text.encode()) <= 15 or text in (".", "..") or any(c in "/:" or c.isspace() for c in text):
+    # The kernel's own bounds (dev_valid_name): 15 bytes, no slash, colon or white space, no directory's name. A
+    # pattern may be longer than what it matches: veth[0-9a-f]*.
+    most = 64 if any(sign in text for sign in "*?[") else 15
+    if not 0 < len(text.encode()) <= most or text in (".", "..") or any(c in "/:" or c.isspace() for c in text):
         raise ValueError("no interface can be called so")
     return text

@@ -14,7 +14,8 @@ from typing import Any
 class Kind(str, Enum):
     """violation: the policy denied something. policy_broken: a candidate was refused, the running
     generation stays. evaluator_failed: no usable answer. posture: a condition of the posture table holds.
-    loss: events or entries were lost, and counted. map_full: a kernel map refused an entry."""
+    loss: events or entries were lost, and counted. map_full: a kernel map is filling up, or refused an entry.
+    interface: a guarded interface came, went, or cannot be guarded."""
 
     VIOLATION = "violation"
     POLICY_BROKEN = "policy_broken"
@@ -22,6 +23,7 @@ class Kind(str, Enum):
     POSTURE = "posture"
     LOSS = "loss"
     MAP_FULL = "map_full"
+    INTERFACE = "interface"
 
 
 class Severity(str, Enum):

@@ -23,7 +23,7 @@ SIGHUP reads the policy again, which happens by itself when its folder changes.
 _EPILOG = """\
 example:
   sallyport run --interface eth0 --policy /etc/sallyport/policies
-  sallyport run --interface eth0 --interface eth1 --policy policies --mode enforce --config /etc/sallyport/config.toml
+  sallyport run --interface eth0 --interface 'veth*' --policy policies --mode enforce --config /etc/sallyport/config.toml
 """
 
 
@@ -36,7 +36,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--interface", metavar="DEV", action="extend", nargs="+", default=[], help="an interface to guard; repeatable"
+        "--interface",
+        metavar="DEV",
+        action="extend",
+        nargs="+",
+        default=[],
+        help="an interface to guard, or a pattern for those that come and go ('veth*'); repeatable",
     )
     parser.add_argument("--policy", metavar="DIR", type=Path, help="the policy folder, in git or not")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keys, log, settings (/var/lib/sallyport)")

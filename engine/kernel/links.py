@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.abi.numbers import Mode
+from engine.abi.records import Config
 from engine.errors import InterfaceError, SallyportError
 from engine.kernel import filters, libbpf
 from engine.kernel.maps import Map
@@ -35,6 +37,7 @@ from engine.kernel.rtnetlink import (
     open_socket,
 )
 
+_TAKEN_DOWN = "the gate was taken down beside this engine, which guards nothing any more"
 _HOLD_DEVICES = re.compile(r"(hold|held)-[0-9a-f]{8}")
 _RECEIVE = 1 << 16
 _SO_RCVBUFFORCE = 33
@@ -179,8 +182,9 @@ class Keeper:
         self._pins = pins
         self._names = frozenset(word for word in words if not is_pattern(word))
         self._patterns = tuple(word for word in words if is_pattern(word))
+        self._config = Map(pins.maps / "config")
         self._guarded = dict(standing)
-        self._refused: dict[int, str] = {}
+        self._refused: dict[int, News] = {}
         self.trying = False
         """Something could not be guarded that may be next time."""
 
@@ -214,8 +218,10 @@ class Keeper:
             elif links[index].name != name:
                 self._guarded[index] = links[index].name
                 news.append(News(What.RENAMED, index, links[index].name, f"it was {name}"))
-        for index in [index for index in self._refused if index in gone or index not in links]:
-            del self._refused[index]
+        for index, refused in list(self._refused.items()):
+            if index in gone or index not in links:
+                del self._refused[index]
+                news.append(News(What.GONE, index, refused.name))
         return news
 
     def _guard(self, link: Link, began: float) -> list[News]:
@@ -245,30 +251,40 @@ class Keeper:
         return [News(What.RESTORED, link.index, link.name, f"without {', '.join(absent)} for a moment")]
 
     def _refuse(self, link: Link, why: str) -> list[News]:
-        if self._refused.get(link.index) == why or not _exists(link):
+        refused = News(What.REFUSED, link.index, link.name, why)
+        if self._refused.get(link.index) == refused or not _exists(link):
             return []
-        self._refused[link.index] = why
-        return [News(What.REFUSED, link.index, link.name, why)]
+        self._refused[link.index] = refused
+        return [refused]
 
     def _attach(self, link: Link) -> None:
         programs = self._programs()
+        ours = frozenset(int(libbpf.program_info(fd).id) for fd in programs.values())
         try:
-            ours = frozenset(int(libbpf.program_info(fd).id) for fd in programs.values())
             filters.guard(link.index, programs, ours)
         finally:
             for fd in programs.values():
                 os.close(fd)
+        try:
+            # A panic stops the programs first and looks for filters then: one that was attached after it looked finds
+            # the word here.
+            self._require_no_panic()
+        except InterfaceError:
+            filters.unguard(link.index, ours)
+            raise
         # Last: what stands in this map, the gate takes for guarded.
         self._tell_gate(link.index, there=True)
 
+    def _require_no_panic(self) -> None:
+        if Config.unpack(self._config.get(bytes(4)) or b"").mode == Mode.PANIC:
+            raise InterfaceError(_TAKEN_DOWN, hint="Start the engine again.")
+
     def _programs(self) -> dict[str, int]:
+        self._require_no_panic()
         try:
             return {pin.name: libbpf.obj_get(pin) for pin in sorted(self._pins.programs.iterdir())}
         except OSError as error:
-            raise InterfaceError(
-                f"The gate's programs are no longer pinned ({error.strerror}): it was taken down beside this engine",
-                hint="Start the engine again.",
-            ) from error
+            raise InterfaceError(_TAKEN_DOWN, hint="Start the engine again.") from error
 
     def _ours(self) -> frozenset[int]:
         programs = self._programs()
@@ -288,6 +304,9 @@ class Keeper:
             raise InterfaceError(f"Interface {index} could not be noted for the gate: {error.strerror}") from error
         finally:
             interfaces.close()
+
+    def close(self) -> None:
+        self._config.close()
 
 
 def _exists(link: Link) -> bool:

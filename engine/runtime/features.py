@@ -33,7 +33,12 @@ def report(
         Feature("identity of sockets", State.ACTIVE)
         if whole
         else Feature("identity of sockets", State.DEGRADED, f"only of processes below {cgroup}"),
-        Feature("hold and release at TC egress", State.ACTIVE, guarded),
+        Feature("hold and release at TC egress", State.ACTIVE, guarded)
+        if guarded
+        else Feature(
+            "hold and release at TC egress", State.DEGRADED,
+            "no interface matches the patterns yet: one that does is guarded when it appears",
+        ),
         _xdp(xdp, generic),
         Feature("ending denied sockets", State.ACTIVE)
         if cuts

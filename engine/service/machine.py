@@ -36,6 +36,7 @@ class Machine:
         self._taken_before = self.gate.hold_queue()[0]
         self.ring: Ring = open_ring(pins.maps / "events")
         self.diag = SockDiag()
+        self._switched = False
         self.interfaces = {index: name for name, index in loaded.interfaces.items()}
 
     def took(self) -> None:
@@ -43,7 +44,11 @@ class Machine:
         self.gate.take(self._taken_before + self.hold.counts.taken + self.hold.counts.lost)
 
     def switch(self, present: Present) -> None:
-        """Write the gate's configuration: from now on the mode that was asked for holds."""
+        """Write the gate's configuration: from now on the mode that was asked for holds. Not over a panic: who took the
+        gate down beside this engine meant it."""
+        if self._switched and self.gate.config().mode == Mode.PANIC:
+            return
+        self._switched = True
         mode = Mode.ENFORCE if self._config.mode is ConfigMode.ENFORCE else Mode.OBSERVE
         self.gate.set_config(
             GateConfig(
@@ -54,12 +59,13 @@ class Machine:
 
     async def guard_sources(self, *, wanted: bool) -> None:
         """Have the XDP program attached, or not. Raises KernelError when that fails."""
-        if wanted == any(mode != "off" for mode in self.loaded.xdp.values()):
+        change = [name for name, mode in self.loaded.xdp.items() if (mode != "off") is not wanted]
+        if not change:
             return
         config = self._config
         order = {
-            "state_dir": str(config.state_dir.resolve()), "interfaces": list(config.interfaces),
-            "mode": config.xdp_mode.value, "attach": wanted,
+            "state_dir": str(config.state_dir.resolve()), "interfaces": change, "mode": config.xdp_mode.value,
+            "attach": wanted,
         }  # fmt: skip
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.kernel.xdp", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -68,7 +74,8 @@ class Machine:
         answer = json.loads(out or b"{}")
         if "xdp" not in answer:
             raise KernelError(answer.get("error", "the process that attaches XDP ended without an answer"))
-        self.loaded.xdp.update(answer["xdp"])
+        # Not for one that went meanwhile.
+        self.loaded.xdp.update({name: mode for name, mode in answer["xdp"].items() if name in self.loaded.xdp})
 
     def close(self) -> None:
         self.hold.close()

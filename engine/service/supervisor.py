@@ -56,6 +56,7 @@ from engine.runtime.troubles import Troubles
 from engine.runtime.users import Users
 from engine.runtime.watch import PolicyWatcher
 from engine.service import machine, report
+from engine.service.interfaces import Interfaces
 from engine.service.machine import Machine
 
 _BEAT = 0.25
@@ -196,6 +197,9 @@ class Supervisor:
         self._orders.start((*self._config.never_denied(), *spared, *places))
         self._generations.begin()
         await self._follow()
+        self._interfaces = Interfaces(self._config.interfaces, self._pins, self._machine, self._troubles, self._follow)
+        self._ends.push_async_callback(self._interfaces.close)
+        await self._interfaces.start()
         for descriptor, read in (
             (self._machine.hold.fileno(), self._on_frames),
             (self._machine.ring.fd, self._on_events),
@@ -248,6 +252,8 @@ class Supervisor:
             self._state.write_executables(self._identities.records())
         elif (clean or not only_clean) and not self._detached:
             self._detached = True
+            if hasattr(self, "_interfaces"):
+                await self._interfaces.close()
             done = await asyncio.to_thread(machine.detach, self._pins)
             for problem in done.problems:
                 print(f"sallyport: detaching: {problem}", file=sys.stderr)
@@ -333,6 +339,7 @@ class Supervisor:
         if self._identities.last_id != self._written:
             self._state.write_executables(self._identities.records())
             self._written = self._identities.last_id
+        await self._interfaces.retry()
         state = self._log.state
         if state.status == "failing":
             self._troubles.begin("audit", f"the audit log cannot be written: {state.error}", Kind.LOSS)
