@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,10 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from engine.errors import InterfaceError, KernelError
+from engine.errors import InterfaceError, KernelError, PrivilegeError
 from engine.kernel.links import named
 from engine.kernel.pins import Pins
-from engine.kernel.rtnetlink import RouteSocket
+from engine.kernel.rtnetlink import NEEDS, RouteSocket
 
 _XDP_NATIVE, _XDP_GENERIC, _XDP_REPLACE = 4, 2, 16
 _JUMBO = 65535
@@ -25,7 +26,10 @@ def _netlink(doing: str) -> Iterator[IPRoute]:
         with IPRoute() as ip:
             yield ip
     except NetlinkError as error:
-        raise KernelError(f"The kernel refused to {doing}: {os.strerror(error.code)}") from error
+        said = f"The kernel refused to {doing}: {os.strerror(error.code)}"
+        if error.code in {errno.EPERM, errno.EACCES}:
+            raise PrivilegeError(said, hint=NEEDS) from error
+        raise KernelError(said) from error
 
 
 def interface_index(name: str) -> int:

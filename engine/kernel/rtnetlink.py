@@ -23,6 +23,8 @@ ETHERNET, LOOPBACK = 1, 772
 GROUP_LINK, GROUP_TC = 1, 8
 """RTMGRP_* of linux/rtnetlink.h: what a socket hears of without asking."""
 
+NEEDS = "Guarding interfaces needs root with its capabilities, CAP_NET_ADMIN among them."
+
 _MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, hardware type, index, flags, change
 _TC = struct.Struct("=B3xiIII")  # struct tcmsg: family, index, handle, parent, info
@@ -295,7 +297,7 @@ def open_socket(groups: int = 0) -> socket.socket:
 def _refused(doing: str, error: OSError) -> KernelError | PrivilegeError | InterfaceError:
     said = f"The kernel refused to {doing}: {error.strerror}"
     if error.errno in {errno.EPERM, errno.EACCES}:
-        return PrivilegeError(said, hint="Guarding interfaces needs root with CAP_NET_ADMIN and CAP_BPF.")
+        return PrivilegeError(said, hint=NEEDS)
     if error.errno == errno.ENODEV:
         return InterfaceError(said, hint="It is gone. It is guarded again as soon as it is back.")
     return KernelError(said)

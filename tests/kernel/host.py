@@ -44,12 +44,12 @@ def awaited(look: Callable[[], Any], otherwise: Callable[[], object]) -> Any:
 class Engine:
     """One run of `sallyport run`."""
 
-    def __init__(self, host: Host, words: Sequence[str]) -> None:
+    def __init__(self, host: Host, words: Sequence[str], before: Sequence[str]) -> None:
         self._host = host
         self.stderr = host.work / "engine.err"
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(
-                host.inside.command(sys.executable, "-m", "engine.cli.main", "run", *words),
+                host.inside.command(*before, sys.executable, "-m", "engine.cli.main", "run", *words),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT,
             )  # fmt: skip
 
@@ -129,8 +129,8 @@ class Host(Lab):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def begin(self, interfaces: Sequence[str] = (DEVICE,), config: str = "") -> Engine:
-        """Start an engine and do not wait for it."""
+    def begin(self, interfaces: Sequence[str] = (DEVICE,), config: str = "", *, before: Sequence[str] = ()) -> Engine:
+        """Start an engine and do not wait for it. `before`: a program that starts it."""
         file = self.work / "config.toml"
         file.write_text(config + "\n[alerts]\nwindow = 0\n[dns]\nfrom_resolv_conf = false\n")
         if self._engine is not None:
@@ -138,6 +138,7 @@ class Host(Lab):
         self._engine = Engine(
             self, ["--interface", *interfaces, "--policy", str(self.policy), "--state-dir", str(self.state), "--mode",
                    "enforce", "--cgroup", str(self.cgroup), "--config", str(file)],
+            before,
         )  # fmt: skip
         return self._engine
 
@@ -166,7 +167,8 @@ class Host(Lab):
                 ["tc", "-n", self.inside.name, "-json", "filter", "show", "dev", device, parent],
                 capture_output=True, text=True, check=False,
             ).stdout  # fmt: skip
-            found += [each["options"]["bpf_name"] for each in json.loads(shown or "[]") if "bpf_name" in each.get("options", {})]
+            listed = json.loads(shown or "[]")
+            found += [each["options"]["bpf_name"] for each in listed if "bpf_name" in each.get("options", {})]
         return found
 
     def close(self) -> None:
