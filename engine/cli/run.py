@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise PrivilegeError("Guarding an interface needs root", hint="Run it with sudo.")
     from engine.config_file import load  # noqa: PLC0415 - what only this command needs, only this command pays
     from engine.kernel.spawn import LoaderProcess  # noqa: PLC0415
+    from engine.service.sizes import sizes  # noqa: PLC0415
 
     config = load(
         args.config,
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
         ),
     )
     _require(config)
-    # The loader's imports and ours side by side: half a second of the two that a start may take.
-    loader = LoaderProcess()
+    # The programs are compiled, or read, while our imports run: half a second of the two that a start may take.
+    loader = LoaderProcess(config.state_dir.resolve(), sizes(config.maps))
     try:
         from engine.service.supervisor import Supervisor  # noqa: PLC0415
 

@@ -1,9 +1,4 @@
-"""The loader: a short-lived process that compiles, loads, pins and attaches, and is gone.
-
-It is the only process that imports bcc (75 MiB for the library, 140 with a compiled program). It reads an order as
-JSON on stdin and answers with one JSON line: a result, or an error of the engine's family.
-
-    python -m engine.kernel.loader < order.json
+"""The loader: carry out an order. Programs into the kernel, pinned, attached; whole or not at all.
 
 Over a standing gate every program is replaced in place. On a first start that fails half way, everything that was
 attached is detached again: nothing is left half attached.
@@ -12,31 +7,29 @@ attached is detached again: nothing is left half attached.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from engine.errors import InterfaceError, KernelError, PrivilegeError, SallyportError
-from engine.kernel import attach, filters, headers, libbpf
+from engine.kernel import attach, bpf, filters, libbpf
 from engine.kernel.detach import detach
+from engine.kernel.install import load_programs, open_maps
 from engine.kernel.links import to_guard
 from engine.kernel.maps import Map
 from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
-from engine.kernel.programs import PROGRAMS, SOURCES, Hook, Program
+from engine.kernel.programs import PROGRAMS, Hook, Program
 from engine.kernel.rtnetlink import Parent, RouteSocket
+from engine.kernel.supply import Supply
 
 _OLDEST = (5, 10)
 
 
-def load(order: Order) -> Loaded:
-    """Carry out an order. Raises an error of the engine's family."""
+def load(order: Order, supply: Supply) -> Loaded:
+    """Carry out an order with these programs. Raises an error of the engine's family."""
     started = time.monotonic()
     if os.geteuid() != 0:
         raise PrivilegeError("Loading kernel programs needs root", hint="Run it with sudo.")
@@ -49,14 +42,17 @@ def load(order: Order) -> Loaded:
         loaded.interfaces = {link.name: link.index for link in to_guard(order.interfaces, route.links())}
     cgroup = _open_cgroup(order.cgroup)
     try:
+        units = supply.units()
+        loaded.seconds["programs"] = round(time.monotonic() - started, 3)
         before = dict(_standing_programs(pins))
         pins.make()
         Record(
             pins.instance, order.state_dir, netns_inode(), order.interfaces, order.cgroup, order.mode, order.pid
         ).write(pins.record)
-        compiled = _compile(pins, order.sizes, loaded)
-        loaded.seconds["compile"] = round(time.monotonic() - started, 3)
-        _attach_all(order, pins, loaded, compiled, before, cgroup)
+        bpf.lift_memory_limit()
+        fds = load_programs(units, open_maps(units, pins))
+        loaded.seconds["loaded"] = round(time.monotonic() - started, 3)
+        _attach_all(order, pins, loaded, fds, before, cgroup)
     except BaseException:
         if not loaded.taken_over:
             with contextlib.suppress(SallyportError, OSError):
@@ -65,6 +61,8 @@ def load(order: Order) -> Loaded:
     finally:
         os.close(cgroup)
     loaded.seconds["total"] = round(time.monotonic() - started, 3)
+    loaded.headers, loaded.compiled_because = supply.headers, supply.compiled_because
+    loaded.not_kept_because = supply.keep()
     return loaded
 
 
@@ -93,65 +91,6 @@ def _open_cgroup(path: str) -> int:
 
 def _standing_programs(pins: Pins) -> list[tuple[str, int]]:
     return [(pin.name, libbpf.obj_get(pin)) for pin in sorted(pins.programs.glob("*"))]
-
-
-def _compile(pins: Pins, sizes: dict[str, int], loaded: Loaded) -> dict[str, int]:
-    """Compile and load every program; return name -> fd. The maps pin themselves where SALLYPORT_PINS says."""
-    tree = headers.find()
-    if tree is not None:
-        os.environ["BCC_KERNEL_SOURCE"] = loaded.headers = str(tree)
-    try:
-        from bcc import BPF  # noqa: PLC0415 - 75 MiB that only this process pays
-    except ImportError as error:
-        raise KernelError(
-            "The Python module bcc is not available to this Python",
-            hint="Run `make setup`: it installs python3-bpfcc and builds .venv on the distribution's Python.",
-        ) from error
-    flags = [f"-I{SOURCES / 'include'}", "-DSALLYPORT_KERNEL", f'-DSALLYPORT_PINS="{pins.maps}"']
-    flags += [f"-D{name}={size}" for name, size in sorted(sizes.items())]
-    fds: dict[str, int] = {}
-    for source in sorted({program.source for program in PROGRAMS}):
-        with _quiet() as said:
-            try:
-                module = BPF(src_file=str(SOURCES / source), cflags=flags)
-                for program in PROGRAMS:
-                    if program.source == source:
-                        fds[program.name] = _load(module, program)
-            except Exception as error:  # bcc raises bare Exception
-                raise KernelError(
-                    f"The kernel program {source} did not load: {error}",
-                    hint=f"What the compiler or the verifier said:\n{said().strip()[-2000:]}",
-                ) from error
-        _MODULES.append(module)
-    return fds
-
-
-_MODULES: list[Any] = []
-"""Keeps the modules alive: their finalizer closes the program fds."""
-
-
-def _load(module: Any, program: Program) -> int:
-    if program.attach_type and program.type != 13:
-        return int(module.load_func(program.name, program.type, attach_type=program.attach_type).fd)
-    return int(module.load_func(program.name, program.type).fd)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Send what the compiler and the verifier write to stderr into a file; yields a function that reads it."""
-    with open(os.memfd_create("said"), "w+b") as file:  # noqa: PTH123 - there is no path
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-
-            def said() -> str:
-                file.seek(0)
-                return file.read().decode(errors="replace")
-
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def _attach_all(
@@ -231,24 +170,3 @@ def _write_hold(pins: Pins, loaded: Loaded) -> None:
     interfaces = libbpf.obj_get(pins.maps / "interfaces")
     for index in loaded.interfaces.values():
         libbpf.map_update(interfaces, index.to_bytes(4, "little"), (1).to_bytes(4, "little"))
-
-
-def main() -> int:
-    answer: dict[str, Any]
-    with contextlib.suppress(ImportError):
-        import bcc  # noqa: F401, PLC0415 - the slow part, while the engine is still importing
-    text = sys.stdin.read()
-    if not text:
-        return 0  # nobody gave an order: the engine found its words or its configuration wanting
-    try:
-        answer = {"loaded": asdict(load(Order(**json.loads(text))))}
-    except SallyportError as error:
-        answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    except OSError as error:
-        answer = {"error": "KernelError", "message": f"Loading failed: {error}", "hint": ""}
-    print(json.dumps(answer))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

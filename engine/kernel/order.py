@@ -27,7 +27,10 @@ class Order:
 
 @dataclass
 class Loaded:
-    """What now stands. `programs`: name -> {id, instructions, verified}; `seconds`: phase -> wall time."""
+    """What now stands. `programs`: name -> {id, instructions, verified}.
+
+    `seconds` since the order came: until the `programs` were there, until they were `loaded`, in `total`.
+    """
 
     hold_ifindex: int = 0
     held_ifindex: int = 0
@@ -38,6 +41,10 @@ class Loaded:
     taken_over: bool = False
     headers: str = ""
     """The header tree that was borrowed, empty where the running kernel has its own."""
+    compiled_because: str = ""
+    """Why the programs were compiled, as the end of a sentence; empty where they were kept from an earlier start."""
+    not_kept_because: str = ""
+    """Why they could not be kept for the next start, empty where they are."""
 
 
 @dataclass

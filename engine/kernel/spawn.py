@@ -1,4 +1,5 @@
-"""Start the loader, and give it its order later: it imports bcc while the engine imports its own modules."""
+"""Start the loader, and give it its order later: it gets the programs ready while the engine imports its
+modules."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from engine.kernel.order import Loaded, Order, reply
 
@@ -15,10 +17,12 @@ class LoaderProcess:
     """A loader that waits for its order. Without one it goes away by itself when `dismiss` or the engine's end closes
     its input."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_dir: Path, sizes: dict[str, int]) -> None:
+        """`state_dir`, resolved, and `sizes` as the order will have them: it is what the programs depend on."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "engine.kernel.loader"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+            [sys.executable, "-m", "engine.kernel.process", json.dumps({"state_dir": str(state_dir), "sizes": sizes})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
 
     async def load(self, order: Order) -> Loaded:
         """Send the order and return what now stands. Raises the error that the loader tells of.

@@ -8,7 +8,7 @@ import sys
 
 from engine.abi.numbers import Mode, PostureBit, Present
 from engine.abi.records import Config as GateConfig
-from engine.config import Config, Maps
+from engine.config import Config
 from engine.config import Mode as ConfigMode
 from engine.errors import KernelError
 from engine.kernel.gate import KernelGate
@@ -89,20 +89,6 @@ def detach(pins: Pins) -> Detached:
     from engine.kernel.detach import detach as take_down  # noqa: PLC0415
 
     return take_down(pins)
-
-
-def sizes(maps: Maps) -> dict[str, int]:
-    """Return the configuration's bounds under the names that bpf/include/abi.h has for them."""
-    return {
-        "CONNECT_VERDICTS_MAX": maps.destinations,
-        "DESTINATIONS_MAX": maps.never_deny + maps.destinations,
-        "EVENT_BYTES": maps.ring_bytes,
-        "FLOW_VERDICTS_MAX": maps.flows,
-        "NAME_VERDICTS_MAX": maps.names,
-        "PROCESSES_MAX": maps.processes,
-        "SOURCES_MAX": maps.sources,
-        "STRATEGIES_MAX": maps.strategies,
-    }
 
 
 def open_bits(posture: Posture) -> int:

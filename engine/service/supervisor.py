@@ -58,6 +58,7 @@ from engine.runtime.watch import PolicyWatcher
 from engine.service import machine, report
 from engine.service.interfaces import Interfaces
 from engine.service.machine import Machine
+from engine.service.sizes import sizes
 
 _BEAT = 0.25
 _LOOK = 0.05
@@ -136,7 +137,7 @@ class Supervisor:
             mode=config.mode.value,
             pid=os.getpid(),
             xdp=config.xdp_mode.value,
-            sizes=machine.sizes(config.maps),
+            sizes=sizes(config.maps),
         )
         results = await asyncio.gather(
             prepare(self._folder, factory(config.evaluator.value)), self._loader.load(order), return_exceptions=True

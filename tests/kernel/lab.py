@@ -104,7 +104,7 @@ class Lab:
     def load(self, **changes: object) -> Loaded:
         """Run the loader as the engine does. Raises what it answers."""
         done = subprocess.run(
-            self.inside.command(sys.executable, "-m", "engine.kernel.loader"),
+            self.inside.command(sys.executable, "-m", "engine.kernel.process"),
             input=json.dumps(self.order(**changes)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
