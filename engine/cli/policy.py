@@ -119,7 +119,7 @@ def run_test(args: argparse.Namespace) -> int:
 
 async def _tested(folder: Path, evaluator: str) -> list[TestResult]:
     bundle = await asyncio.to_thread(read, folder)
-    report = await report_on(bundle, warm_up=False)
+    report = await report_on(bundle)
     return await (run_opa(folder) if evaluator == "opa" else run_embedded(bundle, report.tests))
 
 

@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from engine.policy.contents import read_files
 from engine.policy.findings import Finding, PolicyRefusedError
 
-MAX_REGO_BYTES = 1 << 20
-"""The interpreter reads a module as a whole; a module this large is a generated list that belongs in data."""
-MAX_JSON_BYTES = 64 << 20
-"""17 MB of JSON cost the evaluator 89 MiB; four times that is the end of what its memory limit can hold."""
-MAX_FILES = 4096
 TEST_ONLY_DIRECTORIES = frozenset({"samples", "schemas"})
 
 
@@ -42,13 +38,29 @@ class Module:
 
 
 @dataclass(frozen=True)
+class Document:
+    """One JSON file's object, under the path of its directory: not to be changed, other trees share it. `size` in
+    bytes, as a file."""
+
+    at: tuple[str, ...]
+    value: dict[str, Any]
+    test_only: bool
+    size: int
+
+    @property
+    def gives(self) -> tuple[tuple[str, ...], ...]:
+        """The data paths that it gives, as far as its own keys."""
+        return tuple((*self.at, key) for key in self.value) or (self.at,)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A policy folder as read at one moment.
 
     `data` is what rules may read, `test_data` the same with samples and schemas. `data_files` maps each data path
-    (dotted) to the file that gave it. `digest` is lower-case hex SHA-256 over every file read (see `digest_of`).
-    `commit` is the git commit of the work tree that holds the folder, or None; `dirty` says that tracked files of
-    the folder differ from it or that files in it are not tracked.
+    (dotted) to the file that gave it. `digests` has the hex SHA-256 of every file read, `digest` the one over all of
+    them (see `digest_of`). `commit` is the git commit of the work tree that holds the folder, or None; `dirty` says
+    that tracked files of the folder differ from it or that files in it are not tracked.
     """
 
     folder: Path
@@ -60,135 +72,75 @@ class Bundle:
     digest: str
     commit: str | None = None
     dirty: bool = False
+    digests: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, Document] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The text of each module and test by its file."""
+        return {module.file: module.text for module in (*self.modules, *self.tests)}
 
 
-def read(folder: Path) -> Bundle:
-    """Read a policy folder. Raises PolicyRefusedError with every file that cannot be used."""
+def read(folder: Path, before: Bundle | None = None) -> Bundle:
+    """Read a policy folder and ask git about it. Raises PolicyRefusedError with every file that cannot be used."""
+    return replace(read_folder(folder, before), **git_fields(folder))
+
+
+def read_folder(folder: Path, before: Bundle | None = None) -> Bundle:
+    """Read a policy folder, without a commit. What has the bytes that it had in the bundle `before` is taken from
+    there instead of being decoded again."""
     findings: list[Finding] = []
-    files = _files(folder, findings)
+    files = read_files(folder, findings)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    known_modules = {module.file: module for module in (*before.modules, *before.tests)} if before else {}
     modules: list[Module] = []
     tests: list[Module] = []
-    data: dict[str, Any] = {}
-    test_data: dict[str, Any] = {}
-    owners: dict[tuple[str, ...], str] = {}
-    test_owners: dict[tuple[str, ...], str] = {}
+    documents: dict[str, Document] = {}
     for name, content in files.items():
+        same = before is not None and before.digests.get(name) == digests[name]
         if name.endswith(".rego"):
-            text = _text(name, content, findings)
-            if text is not None:
-                (tests if name.endswith("_test.rego") else modules).append(Module(name, text))
+            module = known_modules[name] if same else _module(name, content, findings)
+            if module is not None:
+                (tests if name.endswith("_test.rego") else modules).append(module)
             continue
-        document = _document(name, content, findings)
-        if document is None:
-            continue
-        _merge(test_data, document, name, test_owners, findings)
-        if not TEST_ONLY_DIRECTORIES & set(name.split("/")[:-1]):
-            _merge(data, document, name, owners, [])
+        document = before.documents[name] if before is not None and same else _document(name, content, findings)
+        if document is not None:
+            documents[name] = document
+    owners: dict[tuple[str, ...], str] = {}
+    test_data = merged(documents, findings)
+    data = merged({name: document for name, document in documents.items() if not document.test_only}, [], owners)
     if not modules and not findings:
         findings.append(
             Finding(".", 0, 0, "the folder holds no Rego file", "give the folder that holds sallyport.rego")
         )
     if findings:
         raise PolicyRefusedError(findings)
+    return Bundle(
+        folder, tuple(modules), tuple(tests), data, test_data, owners, _digest(files, digests), digests=digests,
+        documents=documents,
+    )  # fmt: skip
+
+
+def git_fields(folder: Path) -> dict[str, Any]:
+    """Return what git says of a folder, as the members of a bundle."""
     commit, dirty = git_state(folder)
-    return Bundle(folder, tuple(modules), tuple(tests), data, test_data, owners, digest_of(files), commit, dirty)
+    return {"commit": commit, "dirty": dirty}
 
 
 def digest_of(files: dict[str, bytes]) -> str:
     """Return the hex SHA-256 of the canonical listing: per file in order of its name's UTF-8 bytes, the line
     `<hex sha256 of content>  <size>  <name>` ended by a newline (a name with a newline is never read)."""
+    return _digest(files, {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+
+
+def _digest(files: dict[str, bytes], digests: dict[str, str]) -> str:
     listing = hashlib.sha256()
     for name in sorted(files, key=lambda name: name.encode()):
-        content = files[name]
-        listing.update(f"{hashlib.sha256(content).hexdigest()}  {len(content)}  {name}\n".encode())
+        listing.update(f"{digests[name]}  {len(files[name])}  {name}\n".encode())
     return listing.hexdigest()
 
 
-def _files(folder: Path, findings: list[Finding]) -> dict[str, bytes]:
-    """Return the content of every file that belongs to the policy, by relative name, in sorted order."""
-    try:
-        root = folder.resolve(strict=True)
-        if not root.is_dir():
-            raise NotADirectoryError
-    except OSError as error:
-        findings.append(
-            Finding(str(folder), 0, 0, f"no policy folder here ({type(error).__name__})", "give a directory")
-        )
-        raise PolicyRefusedError(findings) from error
-    found: dict[str, bytes] = {}
-    seen = 0
-    for directory, subdirectories, names in os.walk(
-        root, onerror=lambda error: findings.append(_unreadable(root, error))
-    ):
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        here = Path(directory)
-        for name in list(subdirectories):
-            # os.walk does not enter linked directories; passing over one silently would drop its rules.
-            if (here / name).is_symlink():
-                mend = "put the files themselves into the folder"
-                findings.append(Finding(_relative(here / name, root), 0, 0, "a linked directory is not read", mend))
-                subdirectories.remove(name)
-        for name in sorted(names):
-            if name.startswith(".") or not name.endswith((".rego", ".json", ".yaml", ".yml")):
-                continue
-            seen += 1
-            if seen > MAX_FILES:
-                findings.append(Finding(".", 0, 0, f"more than {MAX_FILES} files", "give a folder of policy only"))
-                return found
-            path = here / name
-            content = _content(path, root, findings)
-            if content is not None:
-                found[_relative(path, root)] = content
-    return found
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix().encode(errors="replace").decode()
-
-
-def _unreadable(root: Path, error: OSError) -> Finding:
-    where = Path(error.filename) if error.filename else root
-    name = _relative(where, root) if where.is_relative_to(root) else str(where)
-    return Finding(name, 0, 0, f"cannot be read ({error.strerror})", "give the engine's user read permission")
-
-
-def _content(path: Path, root: Path, findings: list[Finding]) -> bytes | None:
-    name = _relative(path, root)
-
-    def refuse(message: str, mend: str) -> None:
-        findings.append(Finding(name, 0, 0, message, mend))
-
-    if "\n" in name or "\ufffd" in name or "?" in name:
-        refuse("the file's name is not usable", "use letters, digits, '_', '-' and '.' in names")
-        return None
-    if name.endswith((".yaml", ".yml")):
-        refuse("YAML is not read, though OPA would read it", "write the data as JSON")
-        return None
-    try:
-        target = path.resolve(strict=True)
-        if not target.is_relative_to(root):
-            refuse("the link leaves the policy folder", "put the file itself into the folder")
-            return None
-        # O_NONBLOCK: opening a FIFO must not hang a reload.
-        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                refuse("not a regular file", "remove it from the policy folder")
-                return None
-            limit = MAX_REGO_BYTES if name.endswith(".rego") else MAX_JSON_BYTES
-            content = file.read(limit + 1)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a loop of links"
-        refuse(f"cannot be read ({reason})", "mend the link or the permissions")
-        return None
-    if len(content) > limit:
-        refuse(f"larger than {limit >> 20} MiB", "split it, or keep lists as JSON data")
-        return None
-    return content
-
-
-def _text(name: str, content: bytes, findings: list[Finding]) -> str | None:
+def _module(name: str, content: bytes, findings: list[Finding]) -> Module | None:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -199,10 +151,10 @@ def _text(name: str, content: bytes, findings: list[Finding]) -> str | None:
     if "\0" in text or text.startswith("\ufeff"):
         findings.append(Finding(name, 1, 1, "a NUL or a byte order mark", "save the file as plain UTF-8 text"))
         return None
-    return text
+    return Module(name, text)
 
 
-def _document(name: str, content: bytes, findings: list[Finding]) -> dict[str, Any] | None:
+def _document(name: str, content: bytes, findings: list[Finding]) -> Document | None:
     try:
         document = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -211,38 +163,41 @@ def _document(name: str, content: bytes, findings: list[Finding]) -> dict[str, A
     if not isinstance(document, dict):
         findings.append(Finding(name, 1, 1, "the file holds no JSON object", 'wrap the value: {"name": ...}'))
         return None
-    return document
+    at = tuple(name.split("/")[:-1])
+    return Document(at, document, bool(TEST_ONLY_DIRECTORIES & set(at)), len(content))
 
 
-def _merge(
-    tree: dict[str, Any],
-    document: dict[str, Any],
-    name: str,
-    owners: dict[tuple[str, ...], str],
-    findings: list[Finding],
-) -> None:
-    """Merge a file's document under its directory's path as OPA does: objects join, anything else may stand once."""
-    for key in reversed(name.split("/")[:-1]):
-        document = {key: document}
+def merged(
+    documents: Mapping[str, Document], findings: list[Finding], owners: dict[tuple[str, ...], str] | None = None
+) -> dict[str, Any]:
+    """Merge documents by file as OPA does: objects join, anything else may stand once. `owners` is told which file
+    gave each path."""
+    given: dict[tuple[str, ...], str] = {} if owners is None else owners
+    tree: dict[str, Any] = {}
+    own = {id(tree)}
 
-    def join(into: dict[str, Any], add: dict[str, Any], path: tuple[str, ...]) -> None:
+    def join(into: dict[str, Any], add: dict[str, Any], path: tuple[str, ...], name: str) -> None:
         for key, value in add.items():
             here = (*path, key)
             if key not in into:
-                into[key] = _copied(value)
-                owners[here] = name
+                into[key] = value
+                given[here] = name
             elif isinstance(into[key], dict) and isinstance(value, dict):
-                join(into[key], value, here)
+                if id(into[key]) not in own:
+                    # It is a document's own object, which other trees share.
+                    into[key] = dict(into[key])
+                    own.add(id(into[key]))
+                join(into[key], value, here, name)
             else:
-                message = f"data.{'.'.join(here)} is already given by {owners.get(here, 'another file')}"
+                message = f"data.{'.'.join(here)} is already given by {given.get(here, 'another file')}"
                 findings.append(Finding(name, 1, 1, message, "keep each value in one file"))
 
-    join(tree, document, ())
-
-
-def _copied(value: Any) -> Any:
-    # The two trees (with and without samples) must not share the objects that later files are merged into.
-    return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+    for name, document in documents.items():
+        value = document.value
+        for key in reversed(document.at):
+            value = {key: value}
+        join(tree, value, (), name)
+    return tree
 
 
 def git_state(folder: Path) -> tuple[str | None, bool]:

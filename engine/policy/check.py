@@ -13,8 +13,9 @@ from typing import Any
 
 from engine.model.decision import Verdict
 from engine.model.facts import ALL_FACTS
-from engine.policy import builtins, schema
+from engine.policy import schema
 from engine.policy.bundle import Bundle, Module
+from engine.policy.calls import call_findings
 from engine.policy.declarations import Declared, declared_rules, default_verdict
 from engine.policy.findings import Finding
 from engine.policy.reads import Program, Read
@@ -22,7 +23,7 @@ from engine.policy.rule import ROOT_PACKAGE, RULES_PACKAGE, Rule
 from engine.policy.syntax import (
     Definition,
     ParsedModule,
-    Place,
+    Path,
     kind,
     long_lines,
     nodes,
@@ -60,13 +61,41 @@ def check(bundle: Bundle, trees: dict[str, tuple[bytes, str]]) -> Checked:
     tests = _parsed(bundle.tests, trees, findings)
     broken = any(not finding.warning for finding in findings)
     program = Program(modules)
-    for module in modules:
-        findings += _module_findings(program, module, bundle)
-    findings += _data_at_rules(program, bundle)
-    findings += _recursion(program)
-    findings += _packages(program, tests)
+    findings += _findings(program, modules, tests, bundle)
     default = default_verdict(program, findings, incomplete=broken)
     declared = declared_rules(program, findings, incomplete=broken)
+    return _checked(program, declared, default, findings, tests)
+
+
+def check_package(program: Program, package: Path, tests: list[ParsedModule], bundle: Bundle) -> Checked:
+    """Check one package of a program that holds everything which the package can reach; `tests`: those of the
+    package, if it is one of tests. What it says of the package is what `check` says of it within the whole policy."""
+    own = [] if tests else [module for module in program.modules if module.package == package]
+    findings = _findings(program, own, tests, bundle)
+    default = default_verdict(program, findings, incomplete=True) if package == ROOT_PACKAGE and own else None
+    declared = declared_rules(program, findings, incomplete=True, packages={package}) if own else []
+    return _checked(program, declared, default, findings, tests)
+
+
+def _findings(
+    program: Program, modules: list[ParsedModule], tests: list[ParsedModule], bundle: Bundle
+) -> list[Finding]:
+    findings: list[Finding] = []
+    for module in modules:
+        findings += _module_findings(program, module, bundle)
+    findings += _data_at_rules(modules, bundle)
+    findings += _recursion(program, modules)
+    findings += _packages(program, modules, tests)
+    return findings
+
+
+def _checked(
+    program: Program,
+    declared: list[Declared],
+    default: Verdict | None,
+    findings: list[Finding],
+    tests: list[ParsedModule],
+) -> Checked:
     for rule in declared:
         findings += _scope_findings(program, rule)
     source_deny = program.at((*ROOT_PACKAGE, "source_deny"))
@@ -108,7 +137,7 @@ def _module_findings(program: Program, module: ParsedModule, bundle: Bundle) -> 
     for definition in module.definitions:
         uses = program.uses(definition)
         for call in uses.calls:
-            yield from _call_findings(call.name, call.arguments, call.place, program, module)
+            yield from call_findings(call, program, module)
         for read in uses.inputs:
             yield from _input_findings(read)
         for read in uses.data:
@@ -120,61 +149,6 @@ def _module_findings(program: Program, module: ParsedModule, bundle: Bundle) -> 
             yield reader.place(modifiers["refr"]).finding(
                 "`with` outside tests makes a rule depend on what it was not given", "use `with` in *_test.rego only"
             )
-
-
-def _call_findings(
-    name: str, arguments: Any, place: Place, program: Program, module: ParsedModule
-) -> Iterator[Finding]:
-    if name in builtins.VOLATILE:
-        yield place.finding(
-            f"{name} is volatile: no verdict decided from it could be kept",
-            "use the fact `clock`, or give the value as data",
-        )
-    elif name in builtins.DIFFERING:
-        yield place.finding(f"{name} does not mean the same in both evaluators", builtins.DIFFERING[name])
-    elif name not in builtins.ARITY:
-        near = difflib.get_close_matches(name, builtins.ARITY, 1)
-        yield place.finding(
-            f"no function named {name} that both evaluators have",
-            f"did you mean {near[0]}?" if near else "define it, or use another built-in function",
-        )
-    elif name == "walk" and len(arguments) == 1:
-        yield place.finding(
-            "walk with one argument is empty in the embedded evaluator", "write walk(value, [path, leaf])"
-        )
-    elif len(arguments) not in (builtins.ARITY[name], builtins.ARITY[name] + 1):
-        yield place.finding(f"{name} takes {builtins.ARITY[name]} arguments, not {len(arguments)}", "mend the call")
-    elif name in builtins.ASCII_ONLY and not _ascii(arguments[0], program, module):
-        yield place.finding(
-            f"{name} differs between the evaluators for letters beyond ASCII",
-            "compare as it stands; names and addresses are lower-case already",
-        )
-    elif name == "sprintf":
-        text = kind(arguments[0])
-        if text is None or text[0] not in ("String", "RawString"):
-            yield place.finding("sprintf with a format that is no literal", "write the format into the call")
-        elif any(mark in text[1]["value"] for mark in ("%f", "%e", "%g", "%.", "%F", "%E", "%G")):
-            yield place.finding("sprintf prints floats differently in the two evaluators", "use %v or %d")
-    elif name == "glob.match":
-        pattern = kind(arguments[0])
-        if pattern is None or pattern[0] not in ("String", "RawString"):
-            yield place.finding(
-                "a glob that is no literal cannot be checked for forms that the evaluators read differently",
-                "keep lists of suffixes or prefixes instead",
-            )
-        elif "{," in pattern[1]["value"] or ",}" in pattern[1]["value"] or ",," in pattern[1]["value"]:
-            yield place.finding(
-                "an empty alternative in a glob is read differently by the two evaluators", "write two globs"
-            )
-
-
-def _ascii(argument: Any, program: Program, module: ParsedModule) -> bool:
-    reads = program.uses_of(module, argument).inputs
-    found = kind(argument)
-    if found is None or found[0] not in ("RefDot", "RefBrack") or len(reads) != 1:
-        return found is not None and found[0] == "String" and str(found[1]["value"]).isascii()
-    entry = schema.lookup(reads[0].path)
-    return isinstance(entry, schema.Field) and entry.ascii
 
 
 def _input_findings(read: Read) -> Iterator[Finding]:
@@ -255,8 +229,8 @@ def _with_modifiers(node: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _data_at_rules(program: Program, bundle: Bundle) -> Iterator[Finding]:
-    for definition in program.definitions():
+def _data_at_rules(modules: list[ParsedModule], bundle: Bundle) -> Iterator[Finding]:
+    for definition in (definition for module in modules for definition in module.definitions):
         value: Any = bundle.data
         for depth, part in enumerate(definition.path):
             if not isinstance(value, dict) or part not in value:
@@ -273,8 +247,8 @@ def _data_at_rules(program: Program, bundle: Bundle) -> Iterator[Finding]:
                 )
 
 
-def _recursion(program: Program) -> Iterator[Finding]:
-    for definition in program.definitions():
+def _recursion(program: Program, modules: list[ParsedModule]) -> Iterator[Finding]:
+    for definition in (definition for module in modules for definition in module.definitions):
         if program.cycle(definition):
             yield definition.place.finding(
                 f"{definition.name} may refer to itself, which OPA refuses",
@@ -283,8 +257,8 @@ def _recursion(program: Program) -> Iterator[Finding]:
             )
 
 
-def _packages(program: Program, tests: list[ParsedModule]) -> Iterator[Finding]:
-    for module in program.modules:
+def _packages(program: Program, modules: list[ParsedModule], tests: list[ParsedModule]) -> Iterator[Finding]:
+    for module in modules:
         package = module.package
         if package[:2] == RULES_PACKAGE and len(package) != 3:
             yield module.package_place.finding(

@@ -5,6 +5,7 @@ It serves one socket until the other end closes. Few imports on purpose: it is t
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import socket
 import sys
@@ -16,11 +17,15 @@ import msgspec
 from engine.policy.frames import (
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
+    Ask,
+    Entry,
     Evaluate,
     Evaluated,
+    Load,
     Queried,
     Query,
     Ready,
+    Reply,
     Request,
     Response,
     frame,
@@ -28,26 +33,51 @@ from engine.policy.frames import (
 from engine.policy.interpreter import Interpreter, InterpreterError
 
 
-class _Served:
-    """What the child holds between two frames."""
+class Served:
+    """What the child holds between two frames: an interpreter for each part, none of which sees another's rules."""
 
     def __init__(self) -> None:
-        self.interpreter = Interpreter([], b"{}")
+        self._parts: dict[str, tuple[Interpreter, list[Entry]]] = {}
+        self._of_rule: dict[str, Interpreter] = {}
 
     def answer(self, request: Request) -> Response:
         if isinstance(request, Evaluate):
-            return Evaluated([self.interpreter.answer(ask) for ask in request.asks])
+            return Evaluated([self._evaluated(ask) for ask in request.asks])
         if isinstance(request, Query):
-            return Queried([self._queried(path) for path in request.paths])
+            return Queried([self._queried(request.part, path) for path in request.paths])
         try:
-            self.interpreter = Interpreter(request.modules, request.data, request.entries)
+            return self._load(request)
         except InterpreterError as error:
             return Ready(str(error))
+
+    def _load(self, request: Load) -> Ready:
+        missing = [key for key in request.keep if key not in self._parts]
+        if missing:
+            return Ready(f"no part {missing[0]} to keep")
+        parts = {key: self._parts[key] for key in request.keep}
+        for part in request.parts:
+            interpreter = Interpreter(part.modules, part.data, part.entries)
+            for entry in part.entries[:1]:
+                # The first evaluation compiles, and no connection is to wait for that. What is wrong with the rule
+                # is said when it is asked.
+                with contextlib.suppress(InterpreterError):
+                    interpreter.value(f"{entry.package}.scope")
+            parts[part.key] = interpreter, part.entries
+        self._parts = parts
+        self._of_rule = {entry.rule: interpreter for interpreter, entries in parts.values() for entry in entries}
         return Ready()
 
-    def _queried(self, path: str) -> tuple[bytes, str]:
+    def _evaluated(self, ask: Ask) -> Reply:
+        interpreter = self._of_rule.get(ask.rule)
+        if interpreter is None:
+            return Reply(error=f"no rule named {ask.rule} is loaded")
+        return interpreter.answer(ask)
+
+    def _queried(self, part: str, path: str) -> tuple[bytes, str]:
+        if part not in self._parts:
+            return b"", f"no part {part} is loaded"
         try:
-            value = self.interpreter.value(path)
+            value = self._parts[part][0].value(path)
         except InterpreterError as error:
             return b"", str(error)
         return (b"" if value is msgspec.UNSET else msgspec.json.encode(value)), ""
@@ -96,7 +126,7 @@ def limited(words: list[str]) -> tuple[socket.socket, int]:
 
 def main() -> None:
     connection, cpu_seconds = limited(sys.argv)
-    serve(connection, cpu_seconds, Request, _Served().answer)
+    serve(connection, cpu_seconds, Request, Served().answer)
 
 
 if __name__ == "__main__":

@@ -160,9 +160,9 @@ def _sayers(parts: Iterable[_Part], verdict: Verdict) -> list[_Part]:
 
 
 def _breadth(scope: frozenset[str]) -> tuple[bool, bool, int, tuple[str, ...]]:
-    """Order scopes by how soon they stop serving: this flow only, until a DNS answer expires, by key parts."""
+    """Order scopes by how soon they stop serving: this flow only, until the clock's bucket ends, by key parts."""
     kept = scope - FREE_FACTS
-    return bool(kept & FLOW_FACTS), "dest_names" in kept or "clock" in scope, len(kept), tuple(sorted(scope))
+    return bool(kept & FLOW_FACTS), "clock" in scope, len(kept), tuple(sorted(scope))
 
 
 def _others(parts: Iterable[_Part], own: _Part | None, effects: Iterable[Verdict]) -> list[_Part]:

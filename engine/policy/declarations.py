@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from engine.model.decision import Verdict
@@ -63,17 +63,20 @@ def default_verdict(program: Program, findings: list[Finding], *, incomplete: bo
     return Verdict(said)
 
 
-def declared_rules(program: Program, findings: list[Finding], *, incomplete: bool) -> list[Declared]:
-    """Return the rules; what is wrong with their declarations goes to `findings`."""
+def declared_rules(
+    program: Program, findings: list[Finding], *, incomplete: bool, packages: Container[Path] | None = None
+) -> list[Declared]:
+    """Return the rules, or those of some packages; what is wrong with their declarations goes to `findings`."""
     decision = program.at((*ROOT_PACKAGE, DECISION))
     found: list[Declared] = []
-    if decision:
+    if decision and (packages is None or ROOT_PACKAGE in packages):
         found.append(_decision(program, decision))
-    packages: dict[Path, Place] = {}
+    places: dict[Path, Place] = {}
     for module in program.modules:
-        if module.package[:2] == RULES_PACKAGE and len(module.package) == 3:
-            packages.setdefault(module.package, module.package_place)
-    for package, place in sorted(packages.items()):
+        wanted = packages is None or module.package in packages
+        if wanted and module.package[:2] == RULES_PACKAGE and len(module.package) == 3:
+            places.setdefault(module.package, module.package_place)
+    for package, place in sorted(places.items()):
         if package[2] == DECISION or package[2] in ("default", "posture"):
             findings.append(place.finding(f"no rule can be named {package[2]}", "rename the package"))
             continue
@@ -81,7 +84,7 @@ def declared_rules(program: Program, findings: list[Finding], *, incomplete: boo
         if declared is not None:
             found.append(declared)
     rootless = not program.at((*ROOT_PACKAGE, "source_deny")) and not program.at((*ROOT_PACKAGE, "default_verdict"))
-    if not found and not packages and rootless and not incomplete:
+    if not found and not places and rootless and not incomplete:
         findings.append(Finding(".", 0, 0, "the policy has no rule", "add package sallyport.rules.<name>"))
     return found
 

@@ -17,7 +17,7 @@ import msgspec
 from engine.errors import EvaluatorError
 from engine.policy.bundle import Bundle
 from engine.policy.evaluator import Answer, Question, failed
-from engine.policy.frames import Ask, Evaluate, Evaluated, Load, Ready, Reply
+from engine.policy.frames import Ask, Evaluate, Evaluated, Load, Part, Ready, Reply
 from engine.policy.process import Child, ChildError, Limits
 from engine.policy.rule import Rule
 
@@ -41,6 +41,7 @@ class EmbeddedEvaluator:
         self._patience = patience
         self._limits = limits
         self._child: Child | None = None
+        self._spare: tuple[Child, set[str]] | None = None
         self._load: Load | None = None
         self._rules: dict[str, Rule] = {}
         self._turn = asyncio.Lock()
@@ -54,15 +55,16 @@ class EmbeddedEvaluator:
         """The child's process id, None while there is none."""
         return self._child.pid if self._child is not None else None
 
-    async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None:
+    async def expect(self, parts: Sequence[Part]) -> None:
+        """Start a child with these parts, for a `load` of which most are the same."""
+        with contextlib.suppress(ChildError):
+            self._spare = await self._started(Load(list(parts))), {part.key for part in parts}
+
+    async def load(self, bundle: Bundle, rules: Sequence[Rule], parts: Sequence[Part] | None = None) -> None:
         """Start a child with this bundle and end the one before. Raises EvaluatorError and keeps the one before."""
-        message = Load(
-            [(module.file, module.text) for module in bundle.modules],
-            msgspec.json.encode(bundle.data),
-            [rule.entry() for rule in rules],
-        )
+        message = Load(list(whole(bundle, rules) if parts is None else parts))
         try:
-            child = await self._started(message)
+            child = await self._taken(message) or await self._started(message)
         except ChildError as error:
             raise EvaluatorError(
                 f"the embedded evaluator cannot load the policy: {error}", hint="run `sallyport policy check`"
@@ -74,6 +76,25 @@ class EmbeddedEvaluator:
             self._closed = False
         if before is not None:
             await before.end()
+
+    async def _taken(self, message: Load) -> Child | None:
+        """Return the child that `expect` started, with what it lacks; None when there is none, or it is of no use."""
+        if self._spare is None:
+            return None
+        (child, has), self._spare = self._spare, None
+        keys = {part.key for part in message.parts}
+        lacking = Load([part for part in message.parts if part.key not in has], sorted(keys & has))
+        try:
+            ready = await child.request(lacking, Ready, LOAD_TIMEOUT)
+        except BaseException as error:
+            await asyncio.shield(child.end())
+            if isinstance(error, ChildError):
+                return None
+            raise
+        if ready.error:
+            await child.end()
+            return None
+        return child
 
     async def _started(self, message: Load) -> Child:
         child = await Child.start(self._limits)
@@ -175,9 +196,17 @@ class EmbeddedEvaluator:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._restart
             self._restart = None
-        child, self._child = self._child, None
-        if child is not None:
-            await child.end()
+        children = [self._child, self._spare[0] if self._spare is not None else None]
+        self._child = self._spare = None
+        for child in children:
+            if child is not None:
+                await child.end()
+
+
+def whole(bundle: Bundle, rules: Sequence[Rule]) -> list[Part]:
+    """Return a bundle as one part."""
+    modules = [(module.file, module.text) for module in bundle.modules]
+    return [Part("whole", modules, msgspec.json.encode(bundle.data), [rule.entry() for rule in rules])]
 
 
 def to_answer(reply: Reply, rule: Rule | None) -> Answer:

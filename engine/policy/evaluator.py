@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.policy.bundle import Bundle
+from engine.policy.frames import Part
 from engine.policy.rule import Rule
 
 
@@ -43,7 +44,11 @@ class Evaluator(Protocol):
 
     name: str
 
-    async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None: ...
+    async def expect(self, parts: Sequence[Part]) -> None:
+        """Get ready for a load that will look much like this one, as far as that helps. Raises nothing."""
+
+    async def load(self, bundle: Bundle, rules: Sequence[Rule], parts: Sequence[Part] | None = None) -> None:
+        """`parts`: the policy divided so that each rule stands with all that it can reach; without them it is one."""
 
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]: ...
 

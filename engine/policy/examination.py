@@ -9,23 +9,43 @@ import msgspec
 from engine.model.decision import Verdict
 from engine.policy.bundle import Bundle
 from engine.policy.findings import Finding
-from engine.policy.regotest import RegoTest
+from engine.policy.frames import Evaluate, Evaluated, Load, Queried, Query, Ready
 from engine.policy.rule import Rule
+from engine.policy.summary import Summary
+from engine.policy.syntax import Path
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class Examine(msgspec.Struct, tag="examine", array_like=True):
-    """A candidate: modules and tests as (file, text), data as JSON, and which file gave which data path.
+class RegoTest(msgspec.Struct, frozen=True, array_like=True):
+    """A test rule: its name with the package, and where it stands."""
 
-    `warm_up`: evaluate it too, if the static check finds nothing.
-    """
+    name: str
+    file: str
+    line: int
+
+
+class Summarise(msgspec.Struct, tag="summarise", array_like=True):
+    """Modules and tests as (file, text)."""
+
+    modules: list[tuple[str, str]]
+
+
+class Summaries(msgspec.Struct, tag="summaries", array_like=True):
+    """One summary for each module, and which build of the interpreter says so."""
+
+    summaries: list[Summary]
+    build: str
+
+
+class Examine(msgspec.Struct, tag="examine", array_like=True):
+    """A whole candidate for the static check: modules and tests as (file, text), data as JSON, and which file gave
+    which data path."""
 
     modules: list[tuple[str, str]]
     tests: list[tuple[str, str]]
     data: bytes
     data_files: list[tuple[list[str], str]]
-    warm_up: bool = True
 
 
 class Report(msgspec.Struct, tag="report", array_like=True):
@@ -34,16 +54,56 @@ class Report(msgspec.Struct, tag="report", array_like=True):
     findings: list[Finding]
     rules: list[Rule]
     default: Verdict | None
-    source_deny: list[str]
     tests: list[RegoTest]
 
 
-def question(bundle: Bundle, *, warm_up: bool) -> Examine:
-    """Return the request for a bundle."""
+class Given(msgspec.Struct, array_like=True):
+    """A package with all that it can reach: to be checked, and its rule to be tried on generated inputs. `tests`: the
+    package's own test modules, if it is one of tests."""
+
+    package: Path
+    modules: list[tuple[str, str]]
+    tests: list[tuple[str, str]]
+    data: bytes
+
+
+class Try(msgspec.Struct, tag="try", array_like=True):
+    """Packages of a candidate."""
+
+    given: list[Given]
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True):
+    """What came of one package. `covered`: the lines of each file that its inputs reached; `default` and
+    `source_deny` come from the package sallyport alone."""
+
+    findings: tuple[Finding, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    default: Verdict | None = None
+    source_deny: tuple[str, ...] = ()
+    tests: tuple[RegoTest, ...] = ()
+    covered: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def refused(self) -> bool:
+        return any(not finding.warning for finding in self.findings)
+
+
+class Tried(msgspec.Struct, tag="tried", array_like=True):
+    """One result for each package."""
+
+    found: list[Found]
+
+
+Asked = Summarise | Examine | Try | Load | Query | Evaluate
+Told = Summaries | Report | Tried | Ready | Queried | Evaluated
+
+
+def question(bundle: Bundle) -> Examine:
+    """Return the request for the static check of a whole bundle."""
     return Examine(
         [(module.file, module.text) for module in bundle.modules],
         [(module.file, module.text) for module in bundle.tests],
         msgspec.json.encode(bundle.data),
         [(list(path), file) for path, file in bundle.data_files.items()],
-        warm_up,
     )

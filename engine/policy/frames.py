@@ -29,12 +29,20 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     decision: bool = False
 
 
-class Load(msgspec.Struct, tag="load", array_like=True):
-    """Forget everything, take these modules [(file, text)], this data (JSON) and these rules."""
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """What one interpreter holds: modules [(file, text)], data (JSON) and rules. `key` names it, and its content."""
 
+    key: str
     modules: list[tuple[str, str]]
     data: bytes
     entries: list[Entry]
+
+
+class Load(msgspec.Struct, tag="load", array_like=True):
+    """Forget every part but those to `keep`, and take these."""
+
+    parts: list[Part]
+    keep: list[str] = []
 
 
 class Ask(msgspec.Struct, array_like=True):
@@ -65,8 +73,9 @@ class Evaluated(msgspec.Struct, tag="evaluated", array_like=True):
 
 
 class Query(msgspec.Struct, tag="query", array_like=True):
-    """Evaluate rules by path, without input."""
+    """Evaluate rules of one part by path, without input."""
 
+    part: str
     paths: list[str]
 
 

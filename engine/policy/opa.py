@@ -25,7 +25,7 @@ from engine.errors import ConfigError, EvaluatorError
 from engine.policy.bundle import Bundle
 from engine.policy.embedded import to_answer
 from engine.policy.evaluator import Answer, Question, failed
-from engine.policy.frames import Entry, Reply
+from engine.policy.frames import Entry, Part, Reply
 from engine.policy.opa_server import OpaServer
 from engine.policy.reply import decision_reply, values_reply
 from engine.policy.rule import Rule
@@ -74,7 +74,10 @@ class OpaEvaluator:
         """The server's process id when it is our own."""
         return self._server.pid if self._server is not None else None
 
-    async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None:
+    async def expect(self, parts: Sequence[Part]) -> None:
+        """Do nothing: a server would have to stand idle."""
+
+    async def load(self, bundle: Bundle, rules: Sequence[Rule], parts: Sequence[Part] | None = None) -> None:
         """Put a bundle into the server. Raises EvaluatorError.
 
         A server of our own is new for each load. One that was given is shared by all generations: there the new

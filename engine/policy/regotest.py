@@ -16,10 +16,10 @@ import msgspec
 
 from engine.errors import EvaluatorError, PolicyError
 from engine.policy.bundle import Bundle
-from engine.policy.frames import Load, Queried, Query, Ready
+from engine.policy.examination import RegoTest
+from engine.policy.frames import Load, Part, Queried, Query, Ready
 from engine.policy.opa_server import find_program
 from engine.policy.process import Child, ChildError
-from engine.policy.syntax import ParsedModule
 
 TEST_TIMEOUT = 5.0
 """Seconds for one test, as in `opa test`."""
@@ -52,35 +52,23 @@ def passed(results: Sequence[TestResult]) -> bool:
     return bool(results) and all(result.outcome in ("pass", "skip") for result in results)
 
 
-@dataclass(frozen=True)
-class RegoTest:
-    """A test rule: its name with the package, and where it stands."""
-
-    name: str
-    file: str
-    line: int
-
-
-def listed(tests: Sequence[ParsedModule]) -> list[RegoTest]:
-    """Return every test rule, each once."""
-    found: dict[str, RegoTest] = {}
-    for module in tests:
-        for definition in module.definitions:
-            if definition.name.startswith(("test_", "todo_test_")):
-                name = ".".join((*module.package, definition.name))
-                found.setdefault(name, RegoTest(name, module.file, definition.place.line))
-    return list(found.values())
-
-
 async def run_embedded(bundle: Bundle, tests: Sequence[RegoTest]) -> list[TestResult]:
-    """Run the tests in a child; one that hangs or crashes is an error and does not stop the others."""
-    load = Load(
-        [(module.file, module.text) for module in (*bundle.modules, *bundle.tests)],
-        msgspec.json.encode(bundle.test_data),
-        [],
-    )
+    """Run the tests of a bundle in a child of their own."""
+    modules = [(module.file, module.text) for module in (*bundle.modules, *bundle.tests)]
+    part = Part("tests", modules, msgspec.json.encode(bundle.test_data), [])
+    results, child = await run_part(part, tests, None)
+    if child is not None:
+        await child.end()
+    return results
+
+
+async def run_part(part: Part, tests: Sequence[RegoTest], child: Child | None) -> tuple[list[TestResult], Child | None]:
+    """Run tests in a child; one that hangs or crashes is an error and does not stop the others.
+
+    `child`: one that serves; it is ended when a test breaks it. Returns the results and a child that still serves.
+    """
     results: list[TestResult] = []
-    child: Child | None = None
+    loaded = False
     try:
         for test in tests:
             name, file, line = test.name, test.file, test.line
@@ -89,12 +77,14 @@ async def run_embedded(bundle: Bundle, tests: Sequence[RegoTest]) -> list[TestRe
                 continue
             try:
                 if child is None:
-                    child = await Child.start()
-                    ready = await child.request(load, Ready, TEST_TIMEOUT)
+                    child, loaded = await Child.start(), False
+                if not loaded:
+                    ready = await child.request(Load([part]), Ready, TEST_TIMEOUT)
                     if ready.error:
                         results.append(TestResult(file, line, name, "error", _one_line(ready.error)))
                         continue
-                queried = await child.request(Query([f"data.{name}"]), Queried, TEST_TIMEOUT)
+                    loaded = True
+                queried = await child.request(Query(part.key, [f"data.{name}"]), Queried, TEST_TIMEOUT)
             except ChildError as error:
                 results.append(TestResult(file, line, name, "error", str(error)))
                 if child is not None:
@@ -102,10 +92,11 @@ async def run_embedded(bundle: Bundle, tests: Sequence[RegoTest]) -> list[TestRe
                 child = None
                 continue
             results.append(TestResult(file, line, name, *_outcome(*queried.results[0])))
-    finally:
+    except BaseException:
         if child is not None:
-            await child.end()
-    return results
+            await asyncio.shield(child.end())
+        raise
+    return results, child
 
 
 def _outcome(value: bytes, error: str) -> tuple[str, str]:

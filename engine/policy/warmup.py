@@ -22,7 +22,7 @@ from engine.policy.findings import Finding
 from engine.policy.reads import Program
 from engine.policy.rule import Rule
 from engine.policy.schema import SCHEMA, Field
-from engine.policy.syntax import kind, nodes, words_to_finding
+from engine.policy.syntax import nodes, words_to_finding
 
 INPUTS = 160
 """For each rule; a warm-up of five rules then takes about a third of a second."""
@@ -171,34 +171,3 @@ def failure_findings(failures: Sequence[tuple[str, bytes, str]], rules: Sequence
         )
         found.setdefault((plain.file, plain.line, plain.col, plain.message), finding)
     return list(found.values())
-
-
-def unevaluated(program: Program, covered: dict[str, list[int]]) -> list[Finding]:
-    """Return a warning for the first statement of each body that no generated input reached."""
-    found: list[Finding] = []
-    for definition in program.definitions():
-        if definition.name == "source_deny":
-            # Evaluated once at load, without input.
-            continue
-        lines = set(covered.get(definition.place.file, ()))
-        for body in definition.bodies:
-            for statement in body["query"]["stmts"]:
-                line = _line(statement)
-                if line and line not in lines:
-                    found.append(
-                        Finding(
-                            definition.place.file, line, 1,
-                            f"{definition.name} is never evaluated beyond this point by the warm-up",
-                            "try it in a Rego test", warning=True,
-                        )
-                    )  # fmt: skip
-                    break
-    return found
-
-
-def _line(statement: dict[str, Any]) -> int:
-    span = statement.get("span")
-    if isinstance(span, dict):
-        return int(span.get("line", 0))
-    found = kind(statement.get("literal"))
-    return int(found[1].get("span", {}).get("line", 0)) if found is not None else 0

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.policy.bundle import MAX_REGO_BYTES, read
+from engine.policy.bundle import read
+from engine.policy.contents import MAX_REGO_BYTES
 from engine.policy.findings import PolicyRefusedError
 from engine.policy.opa_server import find_program
 from tests.support.policies import Write, rule

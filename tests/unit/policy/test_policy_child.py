@@ -192,7 +192,7 @@ def test_the_child_has_the_socket_and_no_other_descriptor() -> None:
         os.set_inheritable(write_end, True)
         child = await Child.start()
         try:
-            await child.request(Query([]), Queried, 10.0)
+            await child.request(Query("", []), Queried, 10.0)
             return descriptors(child.pid)
         finally:
             await child.end()
@@ -208,7 +208,7 @@ def test_the_child_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyPat
     async def main() -> bytes:
         child = await Child.start()
         try:
-            await child.request(Query([]), Queried, 10.0)
+            await child.request(Query("", []), Queried, 10.0)
             return environment_of(child.pid)
         finally:
             await child.end()
@@ -228,8 +228,8 @@ def test_the_child_dies_with_the_engine() -> None:
         "    child = await Child.start()\n"
         "    many = 'numbers.range(1, 100000)'\n"
         "    module = f'package a\\n\\nx := count([1 | some i in {many}; some j in {many}; i == j])'\n"
-        "    await child.request(Load([('a.rego', module)], b'{}', []), Ready, 10.0)\n"
-        "    child._transport.write(frame(Query(['data.a.x'])))\n"
+        "    await child.request(Load([Part('a', [('a.rego', module)], b'{}', [])]), Ready, 10.0)\n"
+        "    child._transport.write(frame(Query('a', ['data.a.x'])))\n"
         "    print(child.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
@@ -256,7 +256,7 @@ def test_a_child_that_speaks_out_of_turn_is_not_believed() -> None:
         child = await Child.start()
         try:
             with pytest.raises(ChildError, match="another question"):
-                await child.request(Query([]), Ready, 10.0)
+                await child.request(Query("", []), Ready, 10.0)
         finally:
             await child.end()
 

@@ -201,7 +201,8 @@ def test_data_beyond_the_memory_limit_is_an_error_of_the_evaluator(write: Write)
         return EmbeddedEvaluator(limits=Limits(memory=1 << 20))
 
     names = {f"host{number}.example": "listed" for number in range(200_000)}
-    folder = write({"one.rego": rule('deny contains "d"'), "lists/names.json": {"names": names}})
+    body = 'deny contains "d" if input.dest.address in data.lists.names'
+    folder = write({"one.rego": rule(body), "lists/names.json": {"names": names}})
     before = children()
     with pytest.raises(EvaluatorError):
         asyncio.run(prepare(folder, small))

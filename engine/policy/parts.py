@@ -1,0 +1,64 @@
+"""How a policy is divided among interpreters: each rule in one of its own, with all that it can reach.
+
+The interpreter has no index of rules and looks at every module each time: a rule among 1,000 takes 0.66 ms to
+evaluate and 0.14 ms by itself. And what an edit does not reach need not be loaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from engine.policy.bundle import Bundle, merged
+from engine.policy.closures import Closure
+from engine.policy.frames import Part
+from engine.policy.rule import Rule
+
+SHARED_BYTES = 1 << 20
+"""Rules that read the same data file of this size or more stand together, so that it is in memory once."""
+
+
+def part_of(bundle: Bundle, closure: Closure, rules: Sequence[Rule] = ()) -> Part:
+    """Return one closure as an interpreter takes it; of a test with the tests that it can see."""
+    return _part(bundle, closure.key, closure.modules, closure.data, rules)
+
+
+def divide(
+    bundle: Bundle, closures: Sequence[tuple[Closure, Rule]], known: Mapping[str, Part], large: frozenset[str]
+) -> list[Part]:
+    """Return the parts of a policy's rules, each with its closure. `known`: parts by key, to be used again; `large`:
+    data files that are too large to be held twice."""
+    groups: list[tuple[set[str], list[tuple[Closure, Rule]]]] = []
+    for closure, rule in closures:
+        shared = large.intersection(closure.data)
+        members = [(closure, rule)]
+        apart = []
+        for group in groups if shared else ():
+            if group[0].isdisjoint(shared):
+                apart.append(group)
+            else:
+                shared |= group[0]
+                members = [*group[1], *members]
+        groups = [*(apart if shared else groups), (set(shared), members)]
+    parts = []
+    for _, members in groups:
+        key = members[0][0].key
+        if len(members) > 1:
+            key = hashlib.sha256("\n".join(closure.key for closure, _ in members).encode()).hexdigest()
+        modules = sorted({file for closure, _ in members for file in closure.modules})
+        data = sorted({file for closure, _ in members for file in closure.data})
+        parts.append(known.get(key) or _part(bundle, key, modules, data, [rule for _, rule in members]))
+    return parts
+
+
+def _part(bundle: Bundle, key: str, modules: Sequence[str], data: Sequence[str], rules: Sequence[Rule]) -> Part:
+    texts = bundle.texts
+    documents = {file: bundle.documents[file] for file in bundle.documents if file in data}
+    return Part(
+        key,
+        [(file, texts[file]) for file in modules],
+        msgspec.json.encode(merged(documents, [])),
+        [rule.entry() for rule in rules],
+    )
