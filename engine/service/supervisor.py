@@ -43,6 +43,7 @@ from engine.runtime.control import ControlServer
 from engine.runtime.flows import FlowTable
 from engine.runtime.force import highest_numbers
 from engine.runtime.gatekeeper import Gatekeeper
+from engine.runtime.gauge import Gauge
 from engine.runtime.generations import Generations
 from engine.runtime.identify import Identifier
 from engine.runtime.identity import Identities
@@ -65,15 +66,12 @@ _LOOK = 0.05
 """Seconds between two looks at the ring: the kernel wakes the engine only for events that something waits for. At
 50,000 events a second a look finds a tenth of what the ring holds."""
 _WATCH = 1.0
-_FILL = 30.0
+_FILL_LEAST, _FILL_MOST = 1.0, 30.0
 _FRAMES_AT_ONCE = 64
 _EVENTS_AT_ONCE = 256
 _FLOWS = 16384
 """About 2 KiB each: what bounds an engine that has lived long. A flow that was forgotten is judged anew."""
 _EXECUTABLES = 16384
-_MAP_ALARM = 0.8
-_EVICTING = frozenset({"flow_verdicts", "held", "processes"})
-"""Maps that make room by themselves: full is how they are."""
 _DRAIN = 2.0
 
 
@@ -186,6 +184,7 @@ class Supervisor:
         )  # fmt: skip
         self._ends.push_async_callback(self._gatekeeper.settle)
         self._troubles = Troubles(self._alerts, self._journal, lambda: self._gatekeeper.force.number)
+        self._maps_gauge = Gauge(self._troubles)
         self._telling = Telling(self._gatekeeper, identifier, self._journal, self._orders.reason)
         self._generations.attach(self._gatekeeper, identifier, self._journal, self._troubles, self._follow)
 
@@ -207,8 +206,9 @@ class Supervisor:
         ):
             loop.add_reader(descriptor, read)
             self._ends.callback(loop.remove_reader, descriptor)
-        for seconds, work in ((_BEAT, self._beat), (_LOOK, self._look), (_WATCH, self._watch), (_FILL, self._gauge)):
+        for seconds, work in ((_BEAT, self._beat), (_LOOK, self._look), (_WATCH, self._watch)):
             self._keep(self._every(seconds, work))
+        self._keep(self._gauge())
         self._watcher = PolicyWatcher(self._folder)
         await self._watcher.start()
         self._ends.push_async_callback(self._watcher.stop)
@@ -348,13 +348,16 @@ class Supervisor:
             self._troubles.over("audit")
 
     async def _gauge(self) -> None:
-        """Alarm before a map is full."""
-        fill = await asyncio.to_thread(self._machine.gate.fill)
-        for name, (entries, most) in fill.items():
-            if name not in _EVICTING and entries >= _MAP_ALARM * most:
-                self._troubles.begin(f"map {name}", f"the map {name} is over 80 % full", Kind.MAP_FULL)
-            elif name not in _EVICTING:
-                self._troubles.over(f"map {name}")
+        """Alarm before a map is full. Counting walks the maps, so the next look waits for fifty times as long as this
+        one took."""
+        while True:
+            began = time.monotonic()
+            await self._told(self._look_at_maps)
+            took = time.monotonic() - began
+            await asyncio.sleep(min(max(_FILL_LEAST, 50 * took), _FILL_MOST))
+
+    async def _look_at_maps(self) -> None:
+        self._maps_gauge.read(await asyncio.to_thread(self._machine.gate.fill))
 
     async def _follow_policy(self) -> None:
         async for _ in self._watcher:
@@ -394,7 +397,7 @@ class Supervisor:
             self._orders.executable(record)
 
     def _map_full(self, error: MapFullError) -> None:
-        self._troubles.begin(f"map {error.map_name}", error.message, Kind.MAP_FULL)
+        self._maps_gauge.refused(error)
 
     # ---- what it says of itself
 
