@@ -161,13 +161,16 @@ KEY_FACTS = frozenset({"dest", "exe", "cgroup", "user", "name"})
 """Facts that a kernel key can hold, one to one."""
 FREE_FACTS = frozenset({"event", "direction", "clock", "host"})
 """Facts that cost no key part: fixed by the map, bounded by expiry, or constant."""
-FLOW_FACTS = ALL_FACTS - KEY_FACTS - FREE_FACTS - {"dest_names"}
-"""Facts of this flow only: a verdict that read one of them serves no other flow."""
+FLOW_FACTS = ALL_FACTS - KEY_FACTS - FREE_FACTS
+"""Facts of this flow only: a verdict that read one of them serves no other flow. `dest_names` is one: an answer reaches
+the program that waits for it before the engine has read it, and the connection that follows would meet a verdict from
+before the answer, whether that knew other names of the address or none."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything known about one flow at one stage."""
+    """Everything known about one flow at one stage. `dest_names_left` is no fact: the seconds for which every one of
+    `dest_names` is good, None where there is none."""
 
     event: Event
     direction: Direction
@@ -183,11 +186,11 @@ class Facts:
     source: Source = Source()
     process: Process = Process()
     host: Host = field(default_factory=Host)
+    dest_names_left: float | None = field(default=None, compare=False)
 
     def document(self) -> dict[str, Any]:
         """Return the complete policy input as JSON-ready values."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        return self.select(ALL_FACTS)
 
     def select(self, scope: frozenset[str]) -> dict[str, Any]:
         """Return the policy input of a rule with this scope: its facts and no others."""

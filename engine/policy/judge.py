@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.errors import EvaluatorError
 from engine.model.decision import Decision, Stage, Verdict
-from engine.model.facts import Facts
+from engine.model.facts import Facts, Transport
 from engine.policy.decide import asks, decide
 from engine.policy.evaluator import Answer, Evaluator, Question
 from engine.policy.rule import Rule
@@ -25,6 +25,8 @@ MEMORY = 16_384
 
 _NUMBERS = 65_536
 """Different facts that are known at a time."""
+UNSETTLED = 5.0
+"""Seconds for which datagrams stay refused on account of names that the next answer may add to."""
 
 
 class Judge:
@@ -88,7 +90,8 @@ class Judge:
             for question, answer in zip(questions, given, strict=False):
                 answers[question.rule] = answer
                 self._remember(self._by_name[question.rule], numbers, answer, only_target=question.only_target)
-        return self._bounded(decide(self._rules, self._default, answers, stage, self._posture), now)
+        decision = decide(self._rules, self._default, answers, stage, self._posture)
+        return self._bounded(decision, facts, now)
 
     def _input(self, rule: Rule, facts: Facts, *, only_target: bool) -> dict[str, Any]:
         # The facts as they are: msgspec encodes dataclasses and enumerations itself, ten times as fast as
@@ -145,15 +148,17 @@ class Judge:
         if len(self._answers) > self._memory:
             self._answers.popitem(last=False)
 
-    def _bounded(self, decision: Decision, now: datetime) -> Decision:
-        """Bound a decision that read the clock by the end of the bucket it was read in."""
-        if "clock" not in decision.scope or decision.failed:
+    def _bounded(self, decision: Decision, facts: Facts, now: datetime) -> Decision:
+        """Bound a decision that read the clock by the end of the bucket it was read in, and one that read the names of
+        the address by the time they are good for."""
+        if decision.failed:
             return decision
-        reads = frozenset().union(*self._clock.values())
-        remaining = clock_remaining(reads, now)
-        if remaining is None or (decision.ttl is not None and decision.ttl <= remaining):
-            return decision
-        return replace(decision, ttl=remaining)
+        bounds = [decision.ttl]
+        if "clock" in decision.scope:
+            bounds.append(clock_remaining(frozenset().union(*self._clock.values()), now))
+        if "dest_names" in decision.scope:
+            bounds.append(names_remaining(decision.verdict, facts))
+        return replace(decision, ttl=min((bound for bound in bounds if bound is not None), default=None))
 
 
 def _hashable(facts: Facts, name: str) -> Any:
@@ -180,3 +185,16 @@ def clock_remaining(reads: frozenset[str], now: datetime) -> float | None:
         return hour_left
     day_left = hour_left + 3600.0 * (23 - now.hour)
     return day_left - 3600.0 if day_left > 3600.0 else day_left
+
+
+def names_remaining(verdict: Verdict, facts: Facts) -> float | None:
+    """Return the seconds for which a verdict may stand that read the names of the address; None without bound.
+
+    It is this flow's alone, so a later answer changes nothing for a TCP connection: it began before. But a datagram
+    socket goes on sending under the same ports, and the answer that names the address may come after its first
+    datagram was refused: then the refusal is not the last word for long.
+    """
+    left = facts.dest_names_left
+    if verdict.passes or facts.dest.transport is Transport.TCP:
+        return left
+    return UNSETTLED if left is None else min(left, UNSETTLED)

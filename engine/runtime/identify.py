@@ -32,6 +32,7 @@ from engine.ports import Gate
 from engine.runtime import procfs
 from engine.runtime.cgroups import CgroupTable
 from engine.runtime.identity import Identities
+from engine.runtime.resolutions import Resolutions
 from engine.runtime.users import Users
 
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -60,6 +61,7 @@ class Identifier:
         users: Users,
         host: Host,
         interfaces: Mapping[int, str],
+        resolutions: Resolutions | None = None,
     ) -> None:
         self._gate = gate
         self.identities = identities
@@ -67,6 +69,8 @@ class Identifier:
         self._users = users
         self._host = host
         self._interfaces = interfaces
+        self.resolutions = resolutions
+        """None: no answers are observed, and no address has a name."""
         self._dests: dict[tuple[bytes, int, int], Dest] = {}
         self.on_executable: Callable[[int], None] = _nobody
         """Hears of each executable seen for the first time, before the gate does."""
@@ -129,15 +133,21 @@ class Identifier:
         *,
         name: Name | None = None,
         hello: Hello | None = None,
+        began: tuple[str, ...] = (),
         reads: frozenset[str] = ALL_FACTS,
     ) -> Facts:
         """Return the facts of a flow. `reads`: what the rules in force see of them (Judge.reads); what costs reads of
-        /proc or of the program's file is looked up only for them."""
+        /proc or of the program's file is looked up only for them.
+
+        `began`: the names that the address had when this flow was first judged. They stay this flow's: an answer says
+        for how long new connections may rest on it, and no program asks again for one that it has.
+        """
         identity = held.identity
         record = self.identities.record(exe) if exe else None
         path = record.path if record else ""
         digest = await self.identities.sha256(exe, identity.tgid) if "exe.sha256" in reads and record else ""
         known = identity.tgid != 0
+        dest_names, left = self._names(flow.dst) if "dest_names" in reads else ((), None)
         return Facts(
             event=event,
             direction=Direction.EGRESS,
@@ -147,11 +157,16 @@ class Identifier:
             cgroup=self._cgroups.lookup(identity.cgroup, identity.tgid) if known else Cgroup(),
             user=self._users.lookup(identity.uid) if known else User(),
             name=name or Name(),
+            dest_names=tuple(sorted({*dest_names, *began})),
             hello=hello or Hello(),
             source=Source(str(net.from_key(flow.src)), flow.sport, self._interfaces.get(held.ifindex, "")),
             process=_process(identity.tgid, reads) if known else ProcessFacts(),
             host=self._host,
+            dest_names_left=left,
         )
+
+    def _names(self, address: bytes) -> tuple[tuple[str, ...], float | None]:
+        return self.resolutions.known(address) if self.resolutions is not None else ((), None)
 
     @staticmethod
     def completed(facts: Facts, hello: Hello) -> Facts:

@@ -28,7 +28,7 @@ from engine.model.facts import (
 from engine.policy.bundle import Bundle
 from engine.policy.decide import decide
 from engine.policy.evaluator import Answer, Question
-from engine.policy.judge import Judge, clock_remaining
+from engine.policy.judge import UNSETTLED, Judge, clock_remaining
 from engine.policy.rule import Rule, widenings
 
 NOW = datetime(2026, 3, 2, 10, 20, 0, tzinfo=timezone.utc)
@@ -303,6 +303,57 @@ def test_a_day_is_kept_an_hour_less_for_the_day_that_has_23() -> None:
     assert clock_remaining(weekday | {"hour"}, NOW) == 40 * 60
     assert clock_remaining(frozenset(), NOW) is None
     assert clock_remaining(weekday, NOW.replace(hour=23, minute=59, second=59) + timedelta(microseconds=999_999)) > 0
+
+
+def test_a_verdict_that_read_the_names_of_the_address_ends_with_the_first_of_them() -> None:
+    judge = Judge(Spoken(lambda _: Answer()), [made("names", "dest_names")], Verdict.ALLOW)
+    flow = replace(facts(), dest_names=("a.example",), dest_names_left=30.0)
+    for stage in Stage:
+        decision = ask(judge, flow, stage)
+        assert (decision.ttl, decision.scope) == (30.0, {"dest_names"})
+    # The answer comes from memory, the time from the flow.
+    assert ask(judge, replace(flow, dest_names_left=7.0)).ttl == 7.0
+    assert judge.misses == 1
+
+
+def test_the_soonest_of_all_bounds_counts() -> None:
+    rules = [made("both", "dest_names", "clock", reads=["clock.hour"])]
+    flow = replace(facts(), dest_names=("a.example",), dest_names_left=30.0)
+    assert ask(Judge(Spoken(lambda _: Answer()), rules, Verdict.ALLOW), flow).ttl == 30.0
+    assert ask(Judge(Spoken(lambda _: Answer(ttl=4.0)), rules, Verdict.ALLOW), flow).ttl == 4.0
+    long = replace(flow, dest_names_left=86_400.0)
+    assert ask(Judge(Spoken(lambda _: Answer()), rules, Verdict.ALLOW), long).ttl == 40 * 60.0
+
+
+def test_a_verdict_that_did_not_read_the_names_is_not_bound_by_them() -> None:
+    rules = [made("names", "dest_names"), made("addresses", "dest")]
+    evaluator = Spoken(lambda question: Answer(("no",)) if question.rule == "addresses" else Answer())
+    flow = replace(facts(), dest_names=("a.example",), dest_names_left=30.0)
+    decision = ask(Judge(evaluator, rules, Verdict.ALLOW), flow)
+    assert (decision.scope, decision.ttl) == ({"dest"}, None)
+    # Where both refuse, the one that can be kept for others is the witness.
+    both = ask(Judge(Spoken(lambda _: Answer(("no",))), rules, Verdict.ALLOW), flow)
+    assert (both.scope, both.ttl) == ({"dest"}, None)
+
+
+@pytest.mark.parametrize(
+    ("transport", "refused", "left", "ttl"),
+    [
+        (Transport.TCP, True, None, None),  # the connection is over; the next one is another flow
+        (Transport.TCP, False, None, None),
+        (Transport.UDP, False, None, None),
+        (Transport.UDP, True, None, UNSETTLED),
+        (Transport.UDP, True, 86_400.0, UNSETTLED),
+        (Transport.UDP, True, 2.0, 2.0),
+    ],
+)
+def test_datagrams_are_not_refused_for_long_over_names_that_may_still_be_answered(
+    transport: Transport, refused: bool, left: float | None, ttl: float | None
+) -> None:
+    judge = Judge(Spoken(lambda _: Answer(("no",) if refused else ())), [made("names", "dest_names")], Verdict.ALLOW)
+    names = ("a.example",) if left else ()
+    flow = replace(facts(), dest=Dest("192.0.2.1", 443, transport, "public"), dest_names=names, dest_names_left=left)
+    assert ask(judge, flow).ttl == ttl
 
 
 def test_widenings_name_the_rule_that_adds() -> None:

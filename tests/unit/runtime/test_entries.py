@@ -52,7 +52,6 @@ def test_each_fact_of_the_scope_is_in_the_key_and_no_other() -> None:
         ((), 0, {}),
         (("clock", "host", "direction"), 0, {}),
         (("dest",), Shape.DEST, dest),
-        (("dest_names",), Shape.DEST, dest),
         (("exe",), Shape.EXE, {"exe": 3}),
         (("cgroup",), Shape.CGROUP, {"cgroup": 5}),
         (("user",), Shape.USER, {"uid": 1000}),
