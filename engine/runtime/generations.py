@@ -15,8 +15,7 @@ from engine.errors import EvaluatorError, PolicyError, SallyportError
 from engine.model.decision import Verdict
 from engine.model.posture import Condition
 from engine.policy.bundle import Bundle
-from engine.policy.evaluators import factory
-from engine.policy.prepare import Policy, prepare
+from engine.policy.prepare import Policy, Workshop
 from engine.ports import Gate, MapFullError
 from engine.runtime.force import Force, Numbering, purge
 from engine.runtime.gatekeeper import Gatekeeper
@@ -34,6 +33,7 @@ class Generations:
         self,
         config: Config,
         folder: Path,
+        workshop: Workshop,
         gate: Gate,
         numbering: Numbering,
         state: StateDir,
@@ -41,6 +41,7 @@ class Generations:
     ) -> None:
         self._config = config
         self._folder = folder
+        self._workshop = workshop
         self._gate = gate
         self._numbering = numbering
         self._state = state
@@ -97,7 +98,7 @@ class Generations:
         async with self._reloading:
             old = self._gatekeeper.force
             try:
-                policy = await prepare(self._folder, factory(self._config.evaluator.value))
+                policy = await self._workshop.prepare(self._folder)
             except (PolicyError, EvaluatorError) as error:
                 return self._refused(old, error, f"the policy was refused, generation {old.number} stays")
             if policy.bundle.digest == old.policy.bundle.digest:

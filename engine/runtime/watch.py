@@ -79,7 +79,8 @@ class PolicyWatcher:
     notice, `poll` instead of it while notices do not work. While git is in the middle of a rebase, or holds
     its index.lock, there is no look: the work tree is not what anybody wants.
 
-    A change of nothing but the index (git add, git rm --cached) is none.
+    A change of nothing but the index (git add, git rm --cached) is none. `noticed` is called at the first notice of a
+    burst, long before the change that it may turn out to be.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class PolicyWatcher:
         sweep: float = 5.0,
         poll: float = 1.0,
         observer: Callable[[], BaseObserver] = Observer,
+        noticed: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow the links
         self._quiet = quiet
@@ -98,6 +100,7 @@ class PolicyWatcher:
         self._sweep = sweep
         self._poll = poll
         self._make_observer = observer
+        self._on_notice = noticed
         self._observer: BaseObserver | None = None
         self._watches: dict[Path, tuple[ObservedWatch, _Key]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -167,6 +170,8 @@ class PolicyWatcher:
                 await asyncio.wait_for(self._noticed.wait(), self._poll if self.polling else self._sweep)
             except (TimeoutError, asyncio.TimeoutError):
                 announced = False
+            else:
+                self._on_notice()
             await self._rest()
             try:
                 await self._look(announced=announced)

@@ -34,7 +34,7 @@ from engine.kernel.pins import Pins
 from engine.kernel.spawn import LoaderProcess
 from engine.model.facts import Host
 from engine.policy.evaluators import factory
-from engine.policy.prepare import Policy, prepare
+from engine.policy.prepare import Policy, Workshop
 from engine.ports import MapFullError
 from engine.runtime import features
 from engine.runtime.cgroups import CgroupTable, find_mount
@@ -83,6 +83,7 @@ class Supervisor:
             raise UsageError("No policy is given", hint="Name its folder with --policy DIR.")
         self._config = config
         self._folder = config.policy
+        self._workshop = Workshop(factory(config.evaluator.value))
         self._loader = loader
         self._leave_attached = leave_attached
         self._pins = Pins.of(config.state_dir)
@@ -121,6 +122,7 @@ class Supervisor:
         except AuditError as error:
             raise StateError(error.message, hint=error.hint) from error
         self._ends.callback(self._close_log)
+        self._ends.push_async_callback(self._workshop.close)
         policy, loaded = await self._prepare()
         self._open(policy, loaded)
         await self._begin()
@@ -138,7 +140,7 @@ class Supervisor:
             sizes=sizes(config.maps),
         )
         results = await asyncio.gather(
-            prepare(self._folder, factory(config.evaluator.value)), self._loader.load(order), return_exceptions=True
+            self._workshop.prepare(self._folder), self._loader.load(order), return_exceptions=True
         )
         policy, loaded = results
         if isinstance(loaded, Loaded):
@@ -175,7 +177,9 @@ class Supervisor:
         numbering = highest_numbers(gate)
         self._orders = Orders(gate, self._state.orders, numbering, self._mount, self._switch, self._identities.records)
         identifier.on_executable = self._new_executable
-        self._generations = Generations(config, self._folder, gate, numbering, self._state, self._log)
+        self._generations = Generations(
+            config, self._folder, self._workshop, gate, numbering, self._state, self._log
+        )  # fmt: skip
         force = self._generations.first(policy, self._map_full)
         self._gatekeeper = Gatekeeper(
             gate=gate, releaser=self._machine.hold, cutter=self._machine.diag, identifier=identifier,
@@ -209,7 +213,7 @@ class Supervisor:
         for seconds, work in ((_BEAT, self._beat), (_LOOK, self._look), (_WATCH, self._watch)):
             self._keep(self._every(seconds, work))
         self._keep(self._gauge())
-        self._watcher = PolicyWatcher(self._folder)
+        self._watcher = PolicyWatcher(self._folder, noticed=self._workshop.expect)
         await self._watcher.start()
         self._ends.push_async_callback(self._watcher.stop)
         self._keep(self._follow_policy())
