@@ -58,10 +58,12 @@ class Host:
 
 @dataclass(frozen=True)
 class Dns:
-    """Resolvers that stay reachable on port 53: those of resolv.conf, and these."""
+    """Resolvers that stay reachable on port 53: those of resolv.conf, and these. `resolvers`: whose answers name
+    addresses; empty: those that the system asks."""
 
     from_resolv_conf: bool = True
     servers: tuple[IPAddress, ...] = ()
+    resolvers: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,11 @@ def _never_deny(table: Table) -> NeverDeny:
 
 
 def _dns(table: Table) -> Dns:
-    dns = Dns(table.flag("from_resolv_conf", True), table.parsed("servers", (), _address, "addresses"))
+    dns = Dns(
+        table.flag("from_resolv_conf", True),
+        table.parsed("servers", (), _address, "addresses"),
+        table.parsed("resolvers", (), _address, "addresses"),
+    )
     table.finish()
     return dns
 

@@ -41,6 +41,7 @@ prefix = "2001:db8::1/128"
 [dns]
 from_resolv_conf = false
 servers = ["192.0.2.53", "2001:db8::53"]
+resolvers = ["::ffff:192.0.2.54"]
 
 [management]
 prefixes = ["198.51.100.0/24"]
@@ -104,6 +105,7 @@ def test_every_setting_of_a_whole_file_arrives() -> None:
         NeverDeny(ipaddress.ip_network("2001:db8::53/128"), (53,)),
     )
     assert (config.dns.from_resolv_conf, config.management.git_remote) == (False, False)
+    assert config.dns.resolvers == (ipaddress.ip_address("192.0.2.54"),)
     assert config.posture[Condition.ENGINE_ABSENT] is Stance.OPEN
     assert config.posture[Condition.DISK_FULL] is Stance.CLOSED
     assert config.posture[Condition.MAP_FULL] is Stance.CLOSED
@@ -181,6 +183,7 @@ def test_flags_stand_above_the_file_and_the_file_above_the_default(tmp_path: Pat
         ("[[never_deny]]\nprefix = '192.0.2.0/24'\ntransport = 'sctp'", ("any, tcp, udp",)),
         ("[never_deny]\nprefix = '192.0.2.0/24'", ("[[never_deny]]",)),
         ("[dns]\nservers = ['dns.example']", ("dns.servers holds 'dns.example'",)),
+        ("[dns]\nresolvers = ['one.example']", ("dns.resolvers holds 'one.example'",)),
         ("[host.labels]\na = 1", ("host.labels must be a table of texts",)),
         ("a = [", ("not TOML",)),
         ("a = " + "[" * 5000, ("/etc/sallyport/sallyport.toml",)),
