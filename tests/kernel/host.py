@@ -44,13 +44,13 @@ def awaited(look: Callable[[], Any], otherwise: Callable[[], object]) -> Any:
 class Engine:
     """One run of `sallyport run`."""
 
-    def __init__(self, host: Host, words: Sequence[str], before: Sequence[str]) -> None:
+    def __init__(self, host: Host, words: Sequence[str], before: Sequence[str], root: Path) -> None:
         self._host = host
         self.stderr = host.work / "engine.err"
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(
                 host.inside.command(*before, sys.executable, "-m", "engine.cli.main", "run", *words),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=root,
             )  # fmt: skip
 
     def ready(self) -> str:
@@ -129,22 +129,30 @@ class Host(Lab):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def begin(self, interfaces: Sequence[str] = (DEVICE,), config: str = "", *, before: Sequence[str] = ()) -> Engine:
-        """Start an engine and do not wait for it. `before`: a program that starts it."""
+    def begin(
+        self, interfaces: Sequence[str] = (DEVICE,), config: str = "", *, before: Sequence[str] = (),
+        leave_attached: bool = False, root: Path = ROOT,
+    ) -> Engine:  # fmt: skip
+        """Start an engine and do not wait for it. `before`: a program that starts it; `root`: where its code is."""
         file = self.work / "config.toml"
         file.write_text(config + "\n[alerts]\nwindow = 0\n[dns]\nfrom_resolv_conf = false\n")
         if self._engine is not None:
             self._engine.close()
-        self._engine = Engine(
-            self, ["--interface", *interfaces, "--policy", str(self.policy), "--state-dir", str(self.state), "--mode",
-                   "enforce", "--cgroup", str(self.cgroup), "--config", str(file)],
-            before,
-        )  # fmt: skip
+        words = [
+            "--interface", *interfaces, "--policy", str(self.policy), "--state-dir", str(self.state),
+            "--mode", "enforce", "--cgroup", str(self.cgroup), "--config", str(file),
+        ]  # fmt: skip
+        if leave_attached:
+            words.append("--leave-attached")
+        self._engine = Engine(self, words, before, root)
         return self._engine
 
-    def start(self, interfaces: Sequence[str] = (DEVICE,), config: str = "") -> Engine:
+    def start(
+        self, interfaces: Sequence[str] = (DEVICE,), config: str = "", *, leave_attached: bool = False,
+        root: Path = ROOT,
+    ) -> Engine:  # fmt: skip
         """Start an engine; return once everything is attached."""
-        engine = self.begin(interfaces, config)
+        engine = self.begin(interfaces, config, leave_attached=leave_attached, root=root)
         engine.ready()
         return engine
 
