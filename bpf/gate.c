@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The gate: every packet that leaves by a guarded interface meets a standing verdict here, or is held.
+ * The gate: every packet that passes a guarded interface meets a standing verdict here, or is held.
  *
- *   gate_egress          TC egress      pass, drop, or redirect to the hold device
+ *   gate_egress          TC egress      what leaves: pass, drop, or redirect to the hold device
+ *                        TC ingress     of an inside interface: what leaves somebody behind this host
+ *   gate_ingress         TC ingress     what comes in: the same three, for policies that judge it
+ *   gate_release         TC egress      near end of the hold device: a released frame goes back into the stack
  *   gate_connect4/6      cgroup         who opens the socket; EPERM where a standing deny covers the destination
  *   gate_sendmsg4/6      cgroup         the same for datagrams of unconnected sockets
  *   gate_discard         TC ingress     end of the hold device: its frames are for the engine, never for the stack
@@ -40,12 +43,20 @@ struct scratch {
 	__u32 quic; /* the datagram begins a QUIC connection */
 	__u32 is_allowed;
 	__u32 is_known;
-	__u32 pad;
+	__u32 inbound; /* the flow was opened from outside */
+	__u32 decided; /* enum outcome of socket storage, while a DNS message is still to be told */
+	__u32 start;   /* of an inbound stream */
+	__u32 before;  /* verdict_id of the generation before */
+	__u32 is_dns;
+	__u32 outside; /* the socket was accepted */
+	__u32 kind;    /* of the interface: enum interface_kind */
 	struct verdict_entry entry;   /* to apply: a copy, so that every way to apply() looks alike to the verifier */
 	struct verdict_entry known;   /* the flow's own */
 	struct verdict_entry allowed; /* the destination's standing allow, while the name is still to be read */
 	__u8 window[PACKET_WINDOW];
 	struct packet packet;
+	struct tuple reversed;
+	struct inbound_flow inbound_flow;
 	struct flow_key flow;
 	struct connect_key connect;
 	struct destination_key destination;
@@ -54,6 +65,7 @@ struct scratch {
 	__u8 name_key_slack[64];
 	__u8 name[NAME_END + 512];
 	struct hello hello;
+	struct dns_event dns;
 };
 
 ARRAY("array", struct config, config, 1);
@@ -72,6 +84,7 @@ MAP("hash", strategy_key, verdict_entry, strategies, STRATEGIES_MAX, BPF_F_NO_PR
 MAP("hash", connect_key, verdict_entry, connect_verdicts, CONNECT_VERDICTS_MAX, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash:" SALLYPORT_PINS "/classes", struct connect_key, __u32, classes, CLASSES_MAX, BPF_F_NO_PREALLOC);
 MAP("lru_hash", flow_key, verdict_entry, flow_verdicts, FLOW_VERDICTS_MAX, 0);
+MAP("lru_hash", tuple, inbound_flow, inbound_flows, INBOUND_FLOWS_MAX, 0);
 MAP("lru_hash", tuple, held, held, HELD_MAX, 0);
 
 struct events_table_t {
@@ -89,6 +102,8 @@ __attribute__((section("maps/ringbuf:" SALLYPORT_PINS "/events"))) struct events
 
 /* clang 14 without 32-bit ALU compares a zero-extended copy and the verifier learns nothing about the value itself:
  * sizes and offsets are 64-bit, and their bound is fixed by a barrier before the mask. */
+/* Read back what was written to map memory: to the verifier it is any number from now on, and states merge. */
+#define FORGOTTEN(field) (*(volatile __u32 *)&(field))
 #define BARRIER(v) asm volatile("" : "+r"(v))
 
 /* BCC declares this helper as returning 32 bits, which cuts the cookie. */
@@ -171,7 +186,7 @@ static inline __attribute__((always_inline)) int facts(struct connect_key *key, 
 						       const struct identity *who, __u8 transport, __u16 port,
 						       const __u8 *address)
 {
-	if (shape & ~SHAPE_DEST) {
+	if (shape & ~(SHAPE_DEST | SHAPE_INBOUND)) {
 		if (!who || ((shape & SHAPE_EXE) && !who->exe))
 			return 0;
 	}
@@ -194,9 +209,10 @@ static inline __attribute__((always_inline)) int facts(struct connect_key *key, 
 	return 1;
 }
 
+/* `direction`: 0, or SHAPE_INBOUND for what comes in. */
 static inline __attribute__((always_inline)) struct verdict_entry *
 connect_verdict(const struct plan *plan, struct connect_key *key, const struct identity *who, __u8 transport,
-		__u16 port, const __u8 *address)
+		__u16 port, const __u8 *address, __u8 direction)
 {
 	_Pragma("clang loop unroll(disable)") for (int i = 0; i < SHAPES_MAX; i++)
 	{
@@ -204,6 +220,8 @@ connect_verdict(const struct plan *plan, struct connect_key *key, const struct i
 
 		if (i >= plan->connect_shapes_n)
 			break;
+		if ((plan->connect_shapes[i] & SHAPE_INBOUND) != direction)
+			continue;
 		if (!facts(key, plan->generation, plan->connect_shapes[i], who, transport, port, address))
 			continue;
 		entry = connect_verdicts.lookup(key);
@@ -255,6 +273,8 @@ static inline __attribute__((always_inline)) void fill_event(struct verdict_even
 	}
 	if (r->s->observe)
 		event->flags |= FLOW_OBSERVE;
+	if (r->s->inbound)
+		event->flags |= FLOW_INBOUND;
 	__builtin_memcpy(&event->tuple, &r->s->packet.tuple, sizeof(event->tuple));
 	event->ifindex = r->skb->ifindex;
 	event->cookie = r->s->flow.cookie;
@@ -266,6 +286,25 @@ static inline __attribute__((always_inline)) void fill_event(struct verdict_even
 	event->part = r->s->flow.part;
 }
 
+/* What stands for a flow that was opened from outside: the tuple is all there is of it, before its socket exists. */
+static inline __attribute__((always_inline)) void remember_inbound(struct scratch *s, __u8 verdict, __u8 flags)
+{
+	struct inbound_flow *flow = &s->inbound_flow;
+
+	__builtin_memset(flow, 0, sizeof(*flow));
+	if (verdict != VERDICT_UNDECIDED) {
+		flow->expires = s->entry.expires;
+		flow->verdict_id = s->entry.id;
+	}
+	flow->generation = s->generation;
+	flow->start = s->start;
+	flow->verdict = verdict;
+	flow->flags = flags;
+	flow->opened_by = OPENED_OUTSIDE;
+	if (inbound_flows.update(&s->packet.tuple, flow))
+		count(COUNT_LOST_INBOUND_FLOW);
+}
+
 /* A standing verdict meets a flow: remember it for the flow, tell the engine once, pass or drop. */
 static inline __attribute__((always_inline)) int apply(struct run *r)
 {
@@ -275,7 +314,9 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 	struct socket_state *state = r->state;
 	int passes = entry->verdict == VERDICT_ALLOW || entry->verdict == VERDICT_IGNORE;
 
-	if (state && s->packet.tuple.transport == PROTO_TCP) {
+	if (s->inbound) {
+		remember_inbound(s, entry->verdict, passes || s->observe ? FLOW_PAYLOAD_PASSED : 0);
+	} else if (state && s->packet.tuple.transport == PROTO_TCP) {
 		state->verdict = entry->verdict;
 		state->verdict_id = entry->id;
 		state->generation = r->s->generation;
@@ -328,7 +369,8 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 		count(COUNT_WOULD_DROP);
 		return TC_ACT_UNSPEC;
 	}
-	count(origin == ORIGIN_FLOW   ? COUNT_DROPPED_FLOW
+	count(s->inbound	      ? COUNT_DROPPED_INBOUND
+	      : origin == ORIGIN_FLOW ? COUNT_DROPPED_FLOW
 	      : origin == ORIGIN_DEST ? COUNT_DROPPED_DEST
 	      : origin == ORIGIN_NAME ? COUNT_DROPPED_NAME
 				      : COUNT_DROPPED_SET);
@@ -345,6 +387,9 @@ static inline __attribute__((always_inline)) void passed_unread(struct run *r)
 
 static inline __attribute__((always_inline)) int posture(struct run *r)
 {
+	/* Refused already; only the sender is not told. */
+	if (r->s->stage == STAGE_REJECT)
+		return TC_ACT_SHOT;
 	if (r->s->observe || (r->config->open & r->s->condition)) {
 		passed_unread(r);
 		count(COUNT_PASSED_POSTURE);
@@ -378,7 +423,7 @@ static inline __attribute__((always_inline)) int to_posture(struct run *r, __u32
 }
 
 /* No verdict stands: this very packet goes to the engine, which releases or discards it. While observing, a copy. */
-static inline __attribute__((always_inline)) int hold(struct run *r)
+static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 {
 	struct scratch *s = r->s;
 	struct held *held_by = &s->held;
@@ -402,12 +447,17 @@ static inline __attribute__((always_inline)) int hold(struct run *r)
 	held_by->generation = r->s->generation;
 	held_by->part = s->flow.part;
 	held_by->stage = r->s->stage;
-	if (r->state) {
+	held_by->hook = hook;
+	if (s->inbound) {
+		held_by->flags = FLOW_INBOUND | FLOW_NO_STORAGE | s->inbound_flow.flags;
+		held_by->verdict_id = s->before;
+		held_by->start = s->start;
+	} else if (r->state) {
 		__builtin_memcpy(&held_by->identity, &r->state->identity, sizeof(held_by->identity));
 		held_by->verdict_id = r->state->verdict_id;
 		held_by->flags = r->state->flags;
 		held_by->start = r->state->start;
-		if (s->packet.length)
+		if (s->packet.length && s->stage != STAGE_REJECT)
 			r->state->flags |= s->observe ? FLOW_HOLDING | FLOW_COPIED : FLOW_HOLDING;
 	} else {
 		held_by->flags = FLOW_NO_STORAGE;
@@ -524,51 +574,220 @@ static inline __attribute__((always_inline)) int quic_initial(struct run *r)
 	return (b[0] & 0xf0) == 0xd0 && b[1] == 0x6b && b[2] == 0x33 && b[3] == 0x43 && b[4] == 0xcf;
 }
 
+/* A frame that the engine has let go: what it was marked with is nobody else's business. */
+static inline __attribute__((always_inline)) int released(struct __sk_buff *skb)
+{
+	skb->mark = 0;
+	skb->priority = 0;
+	count(COUNT_PASSED_RELEASED);
+	return OUTCOME_PASS;
+}
+
+#define SOCKET_LISTEN 10
+#define SOCKET_NEW_SYN_RECV 12
+
+/* Read the headers into s->packet. Returns enum packet_status. */
+static inline __attribute__((always_inline)) int read_headers(struct run *r)
+{
+	struct scratch *s = r->s;
+	__u64 last = (__u64)r->skb->len - 1;
+
+	__builtin_memset(&s->packet, 0, sizeof(s->packet));
+	if (last > PACKET_WINDOW - 1)
+		last = PACKET_WINDOW - 1;
+	BARRIER(last);
+	last &= PACKET_WINDOW - 1;
+	if (bpf_skb_load_bytes(r->skb, 0, s->window, last + 1))
+		return PACKET_MALFORMED;
+	return packet_parse(s->window, r->skb->len, s->kind & INTERFACE_ETHERNET ? 14 : 0, &s->packet);
+}
+
+/* The interface's kind. One that nobody has told of yet carries a link header, as all that can be guarded do. */
+static inline __attribute__((always_inline)) __u32 kind_of(__u32 ifindex)
+{
+	__u32 *kind = interfaces.lookup(&ifindex);
+
+	return kind ? *kind : INTERFACE_ETHERNET;
+}
+
+static inline __attribute__((always_inline)) void reverse(struct scratch *s)
+{
+	const struct tuple *t = &s->packet.tuple;
+
+	__builtin_memset(&s->reversed, 0, sizeof(s->reversed));
+	__builtin_memcpy(s->reversed.src, t->dst, 16);
+	__builtin_memcpy(s->reversed.dst, t->src, 16);
+	s->reversed.sport = t->dport;
+	s->reversed.dport = t->sport;
+	s->reversed.transport = t->transport;
+}
+
+#define DNS_PORT 53
+
+/* Tell the engine of a DNS message, before anybody can act on it: names that answered for an address are a fact. */
+static inline __attribute__((always_inline)) void tell_dns(struct run *r, __u8 ingress)
+{
+	struct scratch *s = r->s;
+	struct dns_event *event = &s->dns;
+	__u64 last = (__u64)s->packet.length - 1;
+
+	/* A stream is read from its SYN on; an acknowledgement says nothing. */
+	if (!s->packet.length && !(s->packet.tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_FIN | TCP_FLAG_RST)))
+		return;
+	event->length = 0;
+	event->truncated = 0;
+	if (s->packet.length) {
+		event->truncated = last > DNS_BYTES - 1;
+		if (last > DNS_BYTES - 1)
+			last = DNS_BYTES - 1;
+		BARRIER(last);
+		last &= DNS_BYTES - 1;
+		if (bpf_skb_load_bytes(r->skb, s->packet.payload, event->payload, last + 1))
+			return;
+		event->length = last + 1;
+	} else {
+		last = 0;
+	}
+	event->header.time = bpf_ktime_get_ns();
+	event->header.type = EVENT_DNS;
+	event->header.pad = 0;
+	__builtin_memcpy(&event->tuple, &s->packet.tuple, sizeof(event->tuple));
+	event->seq = s->packet.seq + !!(s->packet.tcp_flags & TCP_FLAG_SYN);
+	event->ingress = ingress;
+	event->tcp_flags = s->packet.tcp_flags;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	if (events.ringbuf_output(event, __builtin_offsetof(struct dns_event, payload) + last + 1, BPF_RB_NO_WAKEUP))
+		count(COUNT_LOST_EVENT);
+}
+
+/* How long what comes in by a datagram's reversed tuple is taken for an answer to it. */
+#define ANSWER_NS 180000000000ULL
+
+/* A datagram has left: what comes back is an answer, not somebody's first packet. */
+static inline __attribute__((always_inline)) void sent(struct run *r)
+{
+	struct scratch *s = r->s;
+	struct inbound_flow *known;
+	__u64 until = bpf_ktime_get_ns() + ANSWER_NS;
+
+	reverse(s);
+	known = inbound_flows.lookup(&s->reversed);
+	if (known && known->opened_by == OPENED_HERE) {
+		known->expires = until;
+		return;
+	}
+	if (known && known->opened_by == OPENED_OUTSIDE)
+		return;
+	__builtin_memset(&s->inbound_flow, 0, sizeof(s->inbound_flow));
+	s->inbound_flow.expires = until;
+	s->inbound_flow.opened_by = OPENED_HERE;
+	if (inbound_flows.update(&s->reversed, &s->inbound_flow))
+		count(COUNT_LOST_INBOUND_FLOW);
+}
+
+/* What leaves in a flow that was opened from outside: it goes with the verdict on what comes in. */
+static inline __attribute__((always_inline)) int answer(struct run *r, struct inbound_flow *known)
+{
+	struct scratch *s = r->s;
+
+	s->inbound = 1;
+	s->before = 0;
+	s->start = 0;
+	s->inbound_flow.flags = FLOW_PAYLOAD_PASSED;
+	__builtin_memset(&s->flow, 0, sizeof(s->flow));
+	s->flow.cookie = SOCKET_COOKIE(r->skb);
+	if (known) {
+		if (known->generation == s->generation &&
+		    (!known->expires || bpf_ktime_get_ns() < known->expires)) {
+			if (known->verdict == VERDICT_ALLOW || known->verdict == VERDICT_IGNORE) {
+				if (r->state) {
+					r->state->verdict = VERDICT_ALLOW;
+					r->state->generation = s->generation;
+					r->state->expires = known->expires;
+				}
+				return OUTCOME_PASS;
+			}
+			/* The server speaks first where the client's first payload is what it will be judged by. */
+			if (known->verdict == VERDICT_UNDECIDED)
+				return OUTCOME_PASS;
+			if (s->observe) {
+				count(COUNT_WOULD_DROP);
+				return OUTCOME_PASS;
+			}
+			count(COUNT_DROPPED_INBOUND);
+			return OUTCOME_DROP;
+		}
+		s->before = known->verdict_id;
+	}
+	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_LATE);
+}
+
 static inline __attribute__((always_inline)) int judge(struct run *r, struct __sk_buff *skb)
 {
-	__u32 zero = 0, link = 14, *number, *configured;
+	__u32 zero = 0, *number;
 	struct bpf_sock *sk = skb->sk;
 	struct verdict_entry *entry;
 	const struct identity *who = 0;
 	struct scratch *s;
 	struct plan *plan;
 	struct packet *p;
-	__u64 last;
-	__u32 gen, observe, undecided = 0;
+	__u32 gen, observe, undecided = 0, dns = 0, decided = OUTCOME_APPLY, opened_outside = 0;
 
 	r->config = config.lookup(&zero);
 	if (!r->config || r->config->mode == MODE_PANIC) {
 		count(COUNT_PASSED_PANIC);
 		return OUTCOME_PASS;
 	}
+	/* Only at the ingress of an inside interface: what leaves here can be marked by its sender. */
+	if (skb->mark && skb->mark == r->config->release_mark && skb->ingress_ifindex == skb->ifindex)
+		return released(skb);
 	number = generation.lookup(&zero);
 	if (!number)
 		return OUTCOME_DROP;
 	gen = *number; /* once a run: one packet is never judged by two generations */
 	if (sk) {
 		sk = bpf_sk_fullsock(sk);
-		if (sk)
+		if (sk) {
 			r->state = sockets.sk_storage_get(sk, 0, 0);
+			if (r->config->present & PRESENT_DNS)
+				dns = sk->dst_port == __builtin_bswap16(DNS_PORT);
+		}
+	} else if (skb->ingress_ifindex && skb->ingress_ifindex != skb->ifindex) {
+		__u32 from = skb->ingress_ifindex, *inside = interfaces.lookup(&from);
+
+		if (inside && (*inside & INTERFACE_INSIDE)) {
+			count(COUNT_PASSED_FORWARDED);
+			return OUTCOME_PASS;
+		}
+		/* An interface that has just appeared: nobody can have judged there what it brings. */
+		if (!inside && (r->config->present & PRESENT_INSIDE) && r->config->mode == MODE_ENFORCE &&
+		    !(r->config->open & POSTURE_UNKNOWN_INTERFACE)) {
+			count(COUNT_DROPPED_INTERFACE);
+			return OUTCOME_DROP;
+		}
 	}
 	observe = r->config->mode == MODE_OBSERVE;
 	if (r->state) {
 		struct socket_state *state = r->state;
 
-		if (state->flags & FLOW_INBOUND)
+		opened_outside = state->flags & FLOW_INBOUND;
+		if (opened_outside && !(r->config->present & PRESENT_INBOUND))
 			return OUTCOME_PASS;
 		if (state->generation == gen &&
 		    (!state->expires || bpf_ktime_get_ns() < state->expires)) {
 			if (state->verdict == VERDICT_ALLOW || state->verdict == VERDICT_IGNORE)
-				return OUTCOME_PASS;
-			if (state->verdict == VERDICT_UNDECIDED)
+				decided = OUTCOME_PASS;
+			else if (state->verdict == VERDICT_UNDECIDED)
 				undecided = 1;
 			else if (state->verdict && !observe && !(state->flags & FLOW_OBSERVE)) {
 				count(COUNT_DROPPED_FLOW);
 				return OUTCOME_DROP;
 			} else if (state->verdict) {
 				count(COUNT_WOULD_DROP);
-				return OUTCOME_PASS;
+				decided = OUTCOME_PASS;
 			}
+			if (decided == OUTCOME_PASS && !dns)
+				return OUTCOME_PASS;
 		}
 		who = &state->identity;
 		if (state->flags & FLOW_OBSERVE)
@@ -581,21 +800,16 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->generation = gen;
 	s->observe = observe;
 	s->undecided = undecided;
+	s->decided = decided;
+	s->outside = opened_outside;
 	s->is_allowed = 0;
+	s->inbound = 0;
+	s->tcp = 0;
+	s->is_dns = 0;
+	s->stage = STAGE_CONNECT;
 	p = &s->packet;
-	__builtin_memset(p, 0, sizeof(*p));
-	last = (__u64)skb->len - 1;
-	if (last > PACKET_WINDOW - 1)
-		last = PACKET_WINDOW - 1;
-	BARRIER(last);
-	last &= PACKET_WINDOW - 1;
-	if (bpf_skb_load_bytes(skb, 0, s->window, last + 1))
-		return to_posture(r, POSTURE_MALFORMED, COUNT_DROPPED_MALFORMED);
-	zero = skb->ifindex;
-	configured = interfaces.lookup(&zero);
-	if (configured)
-		link = *configured ? 14 : 0;
-	switch (packet_parse(s->window, skb->len, link, p)) {
+	s->kind = kind_of(skb->ifindex);
+	switch (read_headers(r)) {
 	case PACKET_OK:
 		break;
 	case PACKET_NOT_IP:
@@ -616,6 +830,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	}
 
 	s->tcp = p->tuple.transport == PROTO_TCP;
+	s->is_dns = (r->config->present & PRESENT_DNS) && p->tuple.dport == DNS_PORT;
+	if (FORGOTTEN(s->decided) == OUTCOME_PASS)
+		return OUTCOME_PASS;
 	if (s->tcp && r->state && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK)) {
 		r->state->start = p->seq + 1;
 		r->state->flags |= FLOW_STARTED;
@@ -629,6 +846,24 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		if (!r->state && (!(p->tcp_flags & TCP_FLAG_SYN) || (p->tcp_flags & TCP_FLAG_ACK))) {
 			count(COUNT_PASSED_INBOUND);
 			return OUTCOME_PASS;
+		}
+	}
+
+	/* At an inside interface the other end was judged where it came in. */
+	if (FORGOTTEN(s->outside) && (s->kind & INTERFACE_INSIDE))
+		return OUTCOME_PASS;
+	if ((r->config->present & PRESENT_INBOUND) && (FORGOTTEN(s->outside) || !s->tcp || !r->state)) {
+		struct inbound_flow *known;
+
+		reverse(s);
+		known = inbound_flows.lookup(&s->reversed);
+		if (FORGOTTEN(s->outside) || (known && known->opened_by == OPENED_OUTSIDE)) {
+			plan = plan_of(s->generation);
+			BARRIER(plan);
+			if (!plan || plan->inbound)
+				return answer(r, known);
+			if (FORGOTTEN(s->outside))
+				return OUTCOME_PASS;
 		}
 	}
 
@@ -699,7 +934,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (!plan)
 		return to_hold(r, STAGE_CONNECT, COUNT_HELD_CONNECT);
 	if (!s->undecided) {
-		entry = connect_verdict(plan, &s->connect, who, p->tuple.transport, p->tuple.dport, p->tuple.dst);
+		entry = connect_verdict(plan, &s->connect, who, p->tuple.transport, p->tuple.dport, p->tuple.dst, 0);
 		if (!entry)
 			return to_hold(r, STAGE_CONNECT, s->tcp ? COUNT_HELD_CONNECT : COUNT_HELD_DATAGRAM);
 		/* A person's word about a name comes before the policy's allow of the destination: then the name is read
@@ -738,24 +973,245 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	return first_payload(r, plan, who);
 }
 
+/* What judge() found out, done. */
+static inline __attribute__((always_inline)) int carry_out(struct run *r, int outcome, __u8 hook)
+{
+	int action = TC_ACT_SHOT;
+
+	if (outcome == OUTCOME_APPLY) {
+		action = apply(r);
+		/* The engine tells the sender: a reset or an ICMP error is no work for the packet path. */
+		if (action == TC_ACT_SHOT && r->s->entry.verdict == VERDICT_REJECT)
+			outcome = to_hold(r, STAGE_REJECT, COUNT_HELD_REJECT);
+	}
+	if (outcome == OUTCOME_HOLD)
+		outcome = hold(r, hook);
+	if (outcome == OUTCOME_HOLD)
+		return bpf_redirect(r->config->hold_ifindex, 0);
+	if (outcome == OUTCOME_POSTURE)
+		action = posture(r);
+	return outcome == OUTCOME_PASS ? TC_ACT_UNSPEC : action;
+}
+
 int gate_egress(struct __sk_buff *skb)
 {
 	struct run r = {.skb = skb};
-	int outcome = judge(&r, skb);
+	int outcome = judge(&r, skb), action;
 
-	if (outcome == OUTCOME_HOLD)
-		outcome = hold(&r);
-	switch (outcome) {
-	case OUTCOME_PASS:
-		return TC_ACT_UNSPEC;
-	case OUTCOME_APPLY:
-		return apply(&r);
-	case OUTCOME_HOLD:
-		return bpf_redirect(r.config->hold_ifindex, 0);
-	case OUTCOME_POSTURE:
-		return posture(&r);
+	if (r.s && FORGOTTEN(r.s->is_dns))
+		tell_dns(&r, 0);
+	action = carry_out(&r, outcome, r.s && FORGOTTEN(r.s->kind) & INTERFACE_INSIDE ? HOOK_INGRESS : HOOK_EGRESS);
+
+	if (action == TC_ACT_UNSPEC && r.s && !r.s->tcp && !r.s->inbound && (r.config->present & PRESENT_INBOUND) &&
+	    r.s->packet.tuple.transport)
+		sent(&r);
+	return action;
+}
+
+/* ---- TC ingress ------------------------------------------------------------------------------------------------- */
+
+/* Errors about a flow that left from here come from anywhere on its way; the stack looks into the packet they quote
+ * (RFC 1122 3.2.2, RFC 4443 2.4). */
+static inline __attribute__((always_inline)) int is_icmp_error(const struct scratch *s)
+{
+	__u8 type = WINDOW_AT(s->window, s->packet.payload);
+
+	if (s->packet.tuple.transport == PROTO_ICMP)
+		return type == 3 || type == 4 || type == 11 || type == 12;
+	return s->packet.tuple.transport == PROTO_ICMPV6 && type >= 1 && type <= 4;
+}
+
+static inline __attribute__((always_inline)) int is_mapped(const __u8 *address)
+{
+	const __u32 *words = (const __u32 *)address;
+
+	return !words[0] && !words[1] && words[2] == __builtin_bswap32(0x0000ffff);
+}
+
+/* The connection that a segment without SYN belongs to, as the socket knows it: opened from outside, from here (or by
+ * nobody: then the stack answers with a reset), or not to be told yet. */
+static inline __attribute__((always_inline)) int is_opened_outside(struct __sk_buff *skb, struct scratch *s)
+{
+	const struct tuple *t = &s->packet.tuple;
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk, *full;
+	int found = 0;
+	__u32 size;
+
+	if (is_mapped(t->src)) {
+		__builtin_memcpy(&tuple.ipv4.saddr, t->src + 12, 4);
+		__builtin_memcpy(&tuple.ipv4.daddr, t->dst + 12, 4);
+		tuple.ipv4.sport = __builtin_bswap16(t->sport);
+		tuple.ipv4.dport = __builtin_bswap16(t->dport);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, t->src, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, t->dst, 16);
+		tuple.ipv6.sport = __builtin_bswap16(t->sport);
+		tuple.ipv6.dport = __builtin_bswap16(t->dport);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 	}
-	return TC_ACT_SHOT;
+	if (!sk)
+		return 0;
+	if (sk->state == SOCKET_LISTEN || sk->state == SOCKET_NEW_SYN_RECV) {
+		found = 1;
+	} else {
+		struct socket_state *state;
+
+		full = bpf_sk_fullsock(sk);
+		state = full ? sockets.sk_storage_get(full, 0, 0) : 0;
+		found = state && (state->flags & FLOW_INBOUND);
+	}
+	bpf_sk_release(sk);
+	return found;
+}
+
+static inline __attribute__((always_inline)) int judge_inbound(struct run *r, struct __sk_buff *skb)
+{
+	struct inbound_flow *known = 0;
+	struct verdict_entry *entry;
+	__u32 zero = 0, *number;
+	struct scratch *s;
+	struct plan *plan;
+	struct packet *p;
+	int status, opening;
+
+	r->config = config.lookup(&zero);
+	if (!r->config || r->config->mode == MODE_PANIC)
+		return OUTCOME_PASS;
+	if (skb->mark && skb->mark == r->config->release_mark)
+		return released(skb);
+	if (!(r->config->present & (PRESENT_INBOUND | PRESENT_DNS)))
+		return OUTCOME_PASS;
+	number = generation.lookup(&zero);
+	s = r->s = scratch.lookup(&zero);
+	if (!number || !s)
+		return OUTCOME_DROP;
+	s->generation = *number;
+	s->observe = r->config->mode == MODE_OBSERVE;
+	s->inbound = 1;
+	s->is_allowed = 0;
+	s->stage = STAGE_CONNECT;
+	s->before = 0;
+	s->inbound_flow.flags = 0;
+	s->kind = kind_of(skb->ifindex);
+	p = &s->packet;
+	status = read_headers(r);
+	s->is_dns = status == PACKET_OK && (r->config->present & PRESENT_DNS) && p->tuple.sport == DNS_PORT;
+	plan = plan_of(s->generation);
+	/* Or clang joins the comparison inside plan_of() with the one below, and reads through what may be no pointer. */
+	BARRIER(plan);
+	if (!(r->config->present & PRESENT_INBOUND) || (plan && !plan->inbound))
+		return OUTCOME_PASS;
+	switch (status) {
+	case PACKET_OK:
+		break;
+	case PACKET_NOT_IP:
+	case PACKET_LINK_CONTROL:
+		return OUTCOME_PASS;
+	case PACKET_FRAGMENT:
+		return to_posture(r, POSTURE_FRAGMENT, COUNT_DROPPED_FRAGMENT);
+	default:
+		return to_posture(r, POSTURE_MALFORMED, COUNT_DROPPED_MALFORMED);
+	}
+	/* By the peer's address: never-deny names those who administer this host. */
+	if ((r->config->present & PRESENT_NEVER_DENY) &&
+	    destination(&s->destination, DESTINATION_NEVER_DENY, p->tuple.transport, p->tuple.dport, p->tuple.src)) {
+		count(COUNT_PASSED_NEVER_DENY);
+		return OUTCOME_PASS;
+	}
+	s->tcp = p->tuple.transport == PROTO_TCP;
+	__builtin_memset(&s->flow, 0, sizeof(s->flow));
+	opening = s->tcp && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK);
+	if (s->tcp && (p->tcp_flags & TCP_FLAG_RST))
+		return OUTCOME_PASS;
+	known = inbound_flows.lookup(&p->tuple);
+	if (opening) {
+		s->start = p->seq + 1;
+		if (known && known->start != s->start)
+			known = 0; /* the same ports again: another connection */
+	} else if (s->tcp && !known && !is_opened_outside(skb, s)) {
+		count(COUNT_PASSED_REPLY);
+		return OUTCOME_PASS;
+	}
+	if (!s->tcp && known && known->opened_by == OPENED_HERE) {
+		if (bpf_ktime_get_ns() < known->expires) {
+			known->expires = bpf_ktime_get_ns() + ANSWER_NS;
+			count(COUNT_PASSED_REPLY);
+			return OUTCOME_PASS;
+		}
+		known = 0;
+	}
+	if (!s->tcp && !known && is_icmp_error(s)) {
+		count(COUNT_PASSED_REPLY);
+		return OUTCOME_PASS;
+	}
+	if (known) {
+		s->before = known->verdict_id;
+		if (!opening)
+			s->start = known->start;
+		if (known->generation == s->generation &&
+		    (!known->expires || bpf_ktime_get_ns() < known->expires)) {
+			if (known->verdict == VERDICT_ALLOW || known->verdict == VERDICT_IGNORE)
+				return OUTCOME_PASS;
+			if (known->verdict == VERDICT_UNDECIDED) {
+				if (s->tcp && !p->length)
+					return OUTCOME_PASS;
+				return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_INBOUND);
+			}
+			if (s->observe) {
+				count(COUNT_WOULD_DROP);
+				return OUTCOME_PASS;
+			}
+			count(COUNT_DROPPED_INBOUND);
+			return OUTCOME_DROP;
+		}
+	}
+	if (r->config->present & PRESENT_SET_DEST) {
+		entry = destination(&s->destination, DESTINATION_SET, p->tuple.transport, p->tuple.dport, p->tuple.dst);
+		if (entry)
+			return to_apply(r, entry, ORIGIN_SET, STAGE_CONNECT);
+	}
+	/* A stream whose start has gone by, under another policy or before the gate: nothing in it may be read as its
+	 * hello any more. */
+	if (s->tcp && !opening && (!known || known->verdict != VERDICT_UNDECIDED))
+		s->inbound_flow.flags = FLOW_PAYLOAD_PASSED;
+	if (!plan || (s->tcp && !opening))
+		return to_hold(r, STAGE_CONNECT, COUNT_HELD_INBOUND);
+	entry = connect_verdict(plan, &s->connect, 0, p->tuple.transport, p->tuple.dport, p->tuple.dst, SHAPE_INBOUND);
+	if (!entry)
+		return to_hold(r, STAGE_CONNECT, COUNT_HELD_INBOUND);
+	if (entry->verdict != VERDICT_UNDECIDED)
+		return to_apply(r, entry, ORIGIN_DEST, STAGE_CONNECT);
+	if (s->tcp) {
+		remember_inbound(s, VERDICT_UNDECIDED, 0);
+		if (!p->length)
+			return OUTCOME_PASS;
+	}
+	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_INBOUND);
+}
+
+int gate_ingress(struct __sk_buff *skb)
+{
+	struct run r = {.skb = skb};
+
+	int outcome = judge_inbound(&r, skb);
+
+	if (r.s && FORGOTTEN(r.s->is_dns))
+		tell_dns(&r, 1);
+	return carry_out(&r, outcome, HOOK_INGRESS);
+}
+
+/* The near end of the hold device: a frame that the engine releases into the stack carries the interface that it came
+ * in by as its priority, and the mark by which it is not judged a second time. */
+int gate_release(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct config *c = config.lookup(&zero);
+
+	if (!c || !c->release_mark || skb->mark != c->release_mark)
+		return TC_ACT_SHOT;
+	return bpf_redirect(skb->priority, BPF_F_INGRESS);
 }
 
 /* The hold device's receiving end: packet sockets have had the frame already; the stack must not see it. */
@@ -821,7 +1277,7 @@ static inline __attribute__((always_inline)) int refused(struct config *c, const
 		plan = plan_of(*number);
 		if (!plan)
 			return 0;
-		entry = connect_verdict(plan, &facts_key, who, transport, port, address);
+		entry = connect_verdict(plan, &facts_key, who, transport, port, address, 0);
 		origin = ORIGIN_DEST;
 	}
 	if (!entry || (entry->verdict != VERDICT_DENY && entry->verdict != VERDICT_REJECT))

@@ -124,6 +124,7 @@ class Flags:
     """Settings that the command line has too; None (or no interface): not given there."""
 
     interfaces: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     policy: Path | None = None
     state_dir: Path | None = None
     mode: Mode | None = None
@@ -133,9 +134,11 @@ class Flags:
 
 @dataclass(frozen=True)
 class Config:
-    """`cgroup` None: the root of the cgroup2 mount. `policy` and an interface must be given before `run`."""
+    """`inside`: interfaces by which containers or machines reach the network through this host. `cgroup` None: the root
+    of the cgroup2 mount. `policy` and an interface must be given before `run`."""
 
     interfaces: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     policy: Path | None = None
     state_dir: Path = Path("/var/lib/sallyport")
     mode: Mode = Mode.OBSERVE

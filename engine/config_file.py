@@ -78,6 +78,7 @@ def parse(data: bytes, file: Path) -> Config:
     default = Config.default()
     config = Config(
         interfaces=top.parsed("interfaces", (), _interface, "interface names"),
+        inside=top.parsed("inside", (), _interface, "interface names"),
         policy=top.path("policy", None),
         state_dir=top.path("state_dir", default.state_dir) or default.state_dir,
         mode=top.choice("mode", default.mode),

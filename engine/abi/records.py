@@ -26,6 +26,10 @@ class Tuple(NamedTuple):
     def pack(self) -> bytes:
         return TUPLE.pack(*self)
 
+    def reversed(self) -> Tuple:
+        """Return the tuple of what goes the other way."""
+        return Tuple(self.dst, self.src, self.dport, self.sport, self.transport)
+
     @classmethod
     def unpack(cls, data: bytes | memoryview, offset: int = 0) -> Tuple:
         return cls._make(TUPLE.unpack_from(data, offset))
@@ -370,7 +374,8 @@ LAYOUTS: dict[str, Codes] = {
     "tuple": TUPLE_CODES,
     "identity": IDENTITY_CODES,
     "config": (
-        ("mode", "I"), ("hold_ifindex", "I"), ("present", "I"), ("open", "I"), ("hold_limit", "I"), ("release_mark", "I"),
+        ("mode", "I"), ("hold_ifindex", "I"), ("present", "I"), ("open", "I"), ("hold_limit", "I"),
+        ("release_mark", "I"),
         ("heartbeat_max", "Q"),
     ),
     "plan": (

@@ -43,6 +43,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=[],
         help="an interface to guard, or a pattern for those that come and go ('veth*'); repeatable",
     )
+    parser.add_argument(
+        "--inside",
+        metavar="DEV",
+        action="extend",
+        nargs="+",
+        default=[],
+        help="an interface or pattern by which containers or machines reach the network through this host; repeatable",
+    )
     parser.add_argument("--policy", metavar="DIR", type=Path, help="the policy folder, in git or not")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keys, log, settings (/var/lib/sallyport)")
     parser.add_argument("--mode", choices=[mode.value for mode in Mode], help="observe (default) or enforce")
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         args.config,
         Flags(
             interfaces=tuple(args.interface),
+            inside=tuple(args.inside),
             policy=args.policy,
             state_dir=args.state_dir,
             mode=Mode(args.mode) if args.mode else None,

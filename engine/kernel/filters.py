@@ -22,11 +22,14 @@ GUARDS: Mapping[str, Parent] = {
     program.name: _PARENTS[program.hook] for program in PROGRAMS if program.hook in _PARENTS
 }
 """The programs that every guarded interface has, and where."""
+INSIDE: Mapping[str, Parent] = {"gate_egress": Parent.INGRESS}
+"""Those of an inside interface: what comes in by it leaves somebody behind this host."""
 
 
-def guard(index: int, programs: Mapping[str, int], ours: frozenset[int]) -> None:
-    """Put every program of GUARDS onto an interface. `programs`: name -> fd; `ours`: ids that may be replaced."""
-    for name, parent in GUARDS.items():
+def guard(index: int, programs: Mapping[str, int], ours: frozenset[int], *, inside: bool = False) -> None:
+    """Put every program of GUARDS, or of INSIDE, onto an interface. `programs`: name -> fd; `ours`: ids that may be
+    replaced."""
+    for name, parent in (INSIDE if inside else GUARDS).items():
         attach_filter(index, parent, programs[name], name, ours)
 
 
@@ -36,11 +39,11 @@ def unguard(index: int, ours: frozenset[int]) -> bool:
     return any(removed)
 
 
-def missing(index: int, ours: frozenset[int]) -> list[str]:
-    """Return the programs of GUARDS that do not stand on an interface."""
+def missing(index: int, ours: frozenset[int], *, inside: bool = False) -> list[str]:
+    """Return the programs of GUARDS, or of INSIDE, that do not stand on an interface."""
     with RouteSocket() as route:
         return [
-            name for name, parent in GUARDS.items()
+            name for name, parent in (INSIDE if inside else GUARDS).items()
             if (standing := _standing(route, index, parent)) is None or standing.program not in ours
         ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from engine.abi.records import (
     DestinationKey,
     FlowKey,
     Held,
+    InboundFlow,
     NameKey,
     Plan,
     Process,
@@ -55,12 +56,13 @@ class KernelGate:
         self._connect = Map(maps / "connect_verdicts")
         self._classes = Map(maps / "classes")
         self._flows = Map(maps / "flow_verdicts")
+        self._inbound = Map(maps / "inbound_flows")
         self._held = Map(maps / "held")
         self._maps = {
             map_.name: map_
             for map_ in (
                 self._destinations, self._sources, self._names, self._strategies, self._connect, self._classes,
-                self._flows, self._held, self._processes,
+                self._flows, self._inbound, self._held, self._processes,
             )
         }  # fmt: skip
 
@@ -125,6 +127,9 @@ class KernelGate:
     def put_flow(self, key: FlowKey, entry: VerdictEntry) -> None:
         self._put(self._flows, key.pack(), entry.pack())
 
+    def put_inbound(self, flow: Tuple, state: InboundFlow) -> None:
+        self._put(self._inbound, flow.pack(), state.pack())
+
     def put_destination(self, key: DestinationKey, entry: VerdictEntry) -> None:
         self._put(self._destinations, key.pack(), entry.pack())
 
@@ -184,6 +189,9 @@ class KernelGate:
     def flow_entries(self) -> list[tuple[FlowKey, VerdictEntry]]:
         return [(FlowKey.unpack(key), VerdictEntry.unpack(value)) for key, value in self._flows.items()]
 
+    def inbound_entries(self) -> list[tuple[Tuple, InboundFlow]]:
+        return [(Tuple.unpack(key), InboundFlow.unpack(value)) for key, value in self._inbound.items()]
+
     def fill(self) -> dict[str, tuple[int, int]]:
         """Return {map: (entries, most)}. Walks the keys: for `status`, not for the packet path."""
         return {name: (sum(1 for _ in map_.walk()), map_.max_entries) for name, map_ in self._maps.items()}
@@ -194,6 +202,11 @@ class KernelGate:
         """Return what the gate noted of the held frame of this flow."""
         value = self._held.get(flow.pack())
         return None if value is None else Held.unpack(value)
+
+    def inbound(self, flow: Tuple) -> InboundFlow | None:
+        """Return what is known of a flow by the tuple of the packets that come in."""
+        value = self._inbound.get(flow.pack())
+        return None if value is None else InboundFlow.unpack(value)
 
     def process(self, tgid: int) -> Process | None:
         value = self._processes.get(_u32(tgid))

@@ -26,6 +26,7 @@ _PACKET_AUXDATA = 8
 _PACKET_VNET_HDR = 15
 _PACKET_QDISC_BYPASS = 20
 _SO_RCVBUFFORCE = 33
+_SO_PRIORITY, _SO_MARK = 12, 36
 _FRAME_BYTES = 1 << 18
 _STATISTICS = struct.Struct("=II")
 # struct tpacket_auxdata: status, two lengths, two offsets, then the tag; its presence and its protocol's are bits.
@@ -66,8 +67,11 @@ class HoldCounts:
 
 
 class Hold:
-    def __init__(self, held_device: str, queue_bytes: int) -> None:
+    def __init__(self, held_device: str, queue_bytes: int, mark: int = 0) -> None:
         self.counts = HoldCounts()
+        self._device = held_device
+        self._mark = mark
+        self._back: dict[int, socket.socket] = {}
         self._buffer = bytearray(_FRAME_BYTES)
         self._view = memoryview(self._buffer)
         self._out: dict[str, socket.socket] = {}
@@ -112,20 +116,45 @@ class Hold:
 
     def release(self, interface: str, frame: bytes) -> bool:
         """Send a frame that receive() returned out of its original device. False when the device does not take it."""
-        out = self._out.get(interface)
+        out = self._out.pop(interface, None)
+        # A socket stays bound to the device that had the name when it was made: another may have it by now.
+        if out is not None and self._sent(out, frame):
+            self._out[interface] = out
+            return True
+        out = self._packet_socket()
         try:
-            if out is None:
-                out = self._packet_socket()
-                out.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
-                out.bind((interface, 0))
+            out.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+            out.bind((interface, 0))
+        except OSError:
+            out.close()
+        else:
+            if self._sent(out, frame):
                 self._out[interface] = out
+                return True
+        # A full device queue or a device that is gone: to TCP this is one lost packet, which it sends again.
+        self.counts.refused += 1
+        return False
+
+    def deliver(self, ifindex: int, frame: bytes) -> bool:
+        """Hand a frame to the stack as if it had come in by an interface; gate_release takes it there. False when the
+        hold device does not take it."""
+        back = self._back.pop(ifindex, None)
+        if back is None:
+            back = self._packet_socket()
+            back.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+            back.setsockopt(socket.SOL_SOCKET, _SO_PRIORITY, ifindex)
+            back.bind((self._device, 0))
+        if self._sent(back, frame):
+            self._back[ifindex] = back
+            return True
+        self.counts.refused += 1
+        return False
+
+    def _sent(self, out: socket.socket, frame: bytes) -> bool:
+        try:
             out.send(frame)
         except OSError:
-            # A full device queue or a device that is gone: to TCP this is one lost packet, which it sends again.
-            self.counts.refused += 1
-            if out is not None:
-                out.close()
-                self._out.pop(interface, None)
+            out.close()
             return False
         self.counts.released += 1
         return True
@@ -138,5 +167,5 @@ class Hold:
 
     def close(self) -> None:
         self._in.close()
-        for out in self._out.values():
+        for out in (*self._out.values(), *self._back.values()):
             out.close()

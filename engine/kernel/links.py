@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from engine.abi.numbers import Mode
+from engine.abi.numbers import InterfaceKind, Mode
 from engine.abi.records import Config
 from engine.errors import InterfaceError, SallyportError
 from engine.kernel import filters, libbpf
@@ -94,6 +94,16 @@ def to_guard(words: Sequence[str], links: Sequence[Link]) -> list[Link]:
     chosen = [named(word, links) for word in words if not is_pattern(word)]
     patterns = [word for word in words if is_pattern(word)]
     return chosen + [link for link in matching(patterns, links) if link not in chosen and not unfit(link)]
+
+
+def is_inside(name: str, words: Iterable[str]) -> bool:
+    """Is this one of the inside interfaces, by which others reach the network through this host?"""
+    return any(fnmatch.fnmatchcase(name, word) for word in words)
+
+
+def kind_of(name: str, inside: Iterable[str]) -> InterfaceKind:
+    """Return what the gate is told of an interface."""
+    return InterfaceKind.ETHERNET | (InterfaceKind.INSIDE if is_inside(name, inside) else InterfaceKind(0))
 
 
 # ---- when
@@ -178,8 +188,12 @@ class Keeper:
     whatever name it is given later: renaming it must not be a way out.
     """
 
-    def __init__(self, pins: Pins, words: Sequence[str], standing: Mapping[int, str]) -> None:
+    def __init__(
+        self, pins: Pins, words: Sequence[str], standing: Mapping[int, str], inside: Sequence[str] = ()
+    ) -> None:
         self._pins = pins
+        self._inside = tuple(inside)
+        words = [*words, *inside]
         self._names = frozenset(word for word in words if not is_pattern(word))
         self._patterns = tuple(word for word in words if is_pattern(word))
         self._config = Map(pins.maps / "config")
@@ -213,7 +227,7 @@ class Keeper:
         for index, name in list(self._guarded.items()):
             if index in gone or index not in links:
                 del self._guarded[index]
-                self._tell_gate(index, there=False)
+                self._tell_gate(index, None)
                 news.append(News(What.GONE, index, name))
             elif links[index].name != name:
                 self._guarded[index] = links[index].name
@@ -239,7 +253,7 @@ class Keeper:
 
     def _restore(self, link: Link) -> list[News]:
         try:
-            absent = filters.missing(link.index, self._ours())
+            absent = filters.missing(link.index, self._ours(), inside=is_inside(link.name, self._inside))
             if not absent:
                 return []
             self._attach(link)
@@ -261,7 +275,7 @@ class Keeper:
         programs = self._programs()
         ours = frozenset(int(libbpf.program_info(fd).id) for fd in programs.values())
         try:
-            filters.guard(link.index, programs, ours)
+            filters.guard(link.index, programs, ours, inside=is_inside(link.name, self._inside))
         finally:
             for fd in programs.values():
                 os.close(fd)
@@ -273,7 +287,7 @@ class Keeper:
             filters.unguard(link.index, ours)
             raise
         # Last: what stands in this map, the gate takes for guarded.
-        self._tell_gate(link.index, there=True)
+        self._tell_gate(link.index, kind_of(link.name, self._inside))
 
     def _require_no_panic(self) -> None:
         if Config.unpack(self._config.get(bytes(4)) or b"").mode == Mode.PANIC:
@@ -293,11 +307,11 @@ class Keeper:
             os.close(fd)
         return ours
 
-    def _tell_gate(self, index: int, *, there: bool) -> None:
+    def _tell_gate(self, index: int, kind: InterfaceKind | None) -> None:
         interfaces = Map(self._pins.maps / "interfaces")
         try:
-            if there:
-                interfaces.put(index.to_bytes(4, "little"), (1).to_bytes(4, "little"))
+            if kind is not None:
+                interfaces.put(index.to_bytes(4, "little"), int(kind).to_bytes(4, "little"))
             else:
                 interfaces.remove(index.to_bytes(4, "little"))
         except OSError as error:

@@ -17,7 +17,7 @@ from engine.errors import InterfaceError, KernelError, PrivilegeError, Sallyport
 from engine.kernel import attach, bpf, filters, libbpf
 from engine.kernel.detach import detach
 from engine.kernel.install import load_programs, open_maps
-from engine.kernel.links import to_guard
+from engine.kernel.links import is_inside, kind_of, to_guard
 from engine.kernel.maps import Map
 from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
@@ -39,7 +39,7 @@ def load(order: Order, supply: Supply) -> Loaded:
     loaded = Loaded(taken_over=(pins.programs / "gate_egress").exists())
     # Everything that can be refused is refused before anything is touched.
     with RouteSocket() as route:
-        loaded.interfaces = {link.name: link.index for link in to_guard(order.interfaces, route.links())}
+        loaded.interfaces = {link.name: link.index for link in to_guard([*order.interfaces, *order.inside], route.links())}
     cgroup = _open_cgroup(order.cgroup)
     try:
         units = supply.units()
@@ -123,10 +123,14 @@ def _attach_all(
             # No update for this kind of link: the new one is attached before the old one goes with its pin.
             link = libbpf.raw_tracepoint_open(program.tracepoint, fd)
             libbpf.obj_pin(link, pins.links / program.name)
-    _write_hold(pins, loaded)
+    _write_interfaces(order, pins, loaded)
     filters.attach_filter(loaded.held_ifindex, Parent.INGRESS, fds["gate_discard"], "gate_discard", ours)
+    filters.attach_filter(loaded.held_ifindex, Parent.EGRESS, fds["gate_release"], "gate_release", ours)
     for name, index in loaded.interfaces.items():
-        filters.guard(index, fds, ours)
+        inside = is_inside(name, order.inside)
+        filters.guard(index, fds, ours, inside=inside)
+        if inside:
+            continue
         loaded.xdp[name] = "off"
         if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
             loaded.xdp[name] = attach.replace_xdp(index, fds["gate_source"], standing.get(number))
@@ -166,7 +170,7 @@ def _link_cgroup(pins: Pins, program: Program, fd: int, cgroup: int) -> None:
     libbpf.obj_pin(libbpf.link_create(fd, cgroup, program.attach_type), pin)
 
 
-def _write_hold(pins: Pins, loaded: Loaded) -> None:
+def _write_interfaces(order: Order, pins: Pins, loaded: Loaded) -> None:
     interfaces = libbpf.obj_get(pins.maps / "interfaces")
-    for index in loaded.interfaces.values():
-        libbpf.map_update(interfaces, index.to_bytes(4, "little"), (1).to_bytes(4, "little"))
+    for name, index in loaded.interfaces.items():
+        libbpf.map_update(interfaces, index.to_bytes(4, "little"), int(kind_of(name, order.inside)).to_bytes(4, "little"))

@@ -20,6 +20,8 @@ class Order:
     cgroup: str
     mode: str
     pid: int
+    inside: list[str] = field(default_factory=list)
+    """Interfaces and patterns by which others reach the network through this host."""
     xdp: str = "auto"
     sizes: dict[str, int] = field(default_factory=dict)
     """Bounds of maps by their names in abi.h. Only maps that are created take notice: pinned ones stay as they are."""

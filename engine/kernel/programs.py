@@ -22,6 +22,7 @@ class Hook(str, Enum):
     TC_EGRESS = "tc egress"
     TC_INGRESS = "tc ingress"
     HOLD_END = "tc ingress of the hold device"
+    HOLD_RETURN = "tc egress of the hold device"
     XDP = "xdp"
     CGROUP = "cgroup"
     TRACEPOINT = "raw tracepoint"
@@ -39,7 +40,9 @@ class Program:
 
 PROGRAMS = (
     Program("gate_egress", "gate.c", SCHED_CLS, Hook.TC_EGRESS),
+    Program("gate_ingress", "gate.c", SCHED_CLS, Hook.TC_INGRESS),
     Program("gate_discard", "gate.c", SCHED_CLS, Hook.HOLD_END),
+    Program("gate_release", "gate.c", SCHED_CLS, Hook.HOLD_RETURN),
     Program("gate_source", "source.c", XDP, Hook.XDP),
     Program("gate_connect4", "gate.c", CGROUP_SOCK_ADDR, Hook.CGROUP, _CONNECT4),
     Program("gate_connect6", "gate.c", CGROUP_SOCK_ADDR, Hook.CGROUP, _CONNECT6),

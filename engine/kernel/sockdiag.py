@@ -16,6 +16,7 @@ from ipaddress import ip_address
 
 from engine.abi.records import Tuple
 from engine.errors import KernelError, PrivilegeError
+from engine.kernel import netns
 from engine.model.net import to_key
 
 _NETLINK_SOCK_DIAG = 4
@@ -32,6 +33,7 @@ _MESSAGE = struct.Struct("=BBBB")
 _INODE_AND_UID = struct.Struct("=IIIII")
 ESTABLISHED, SYN_SENT, LISTEN = 1, 2, 10
 _ALL_STATES = 0xFFFFFFFF
+_NO_COOKIE = 0xFFFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,50 @@ class SockDiag:
             for message in self._ask(_SOCK_DIAG_BY_FAMILY, _F_REQUEST | _F_DUMP, request):
                 yield _socket_info(message, family, transport)
 
-    def destroy(self, flow: Tuple, cookie: int) -> bool:
-        """End the socket with this cookie: its owner sees ECONNABORTED, a TCP peer a reset. False when it is gone."""
+    def destroy(self, flow: Tuple, cookie: int, owner: int = 0) -> bool:
+        """End the socket with this cookie: its owner sees ECONNABORTED, a TCP peer a reset. False when it is gone.
+
+        A socket of a container is found in no other network namespace than its own: that of process `owner`.
+        """
         if not cookie:
             return False
+        if self._destroy(flow, cookie):
+            return True
+        namespace = netns.of_process(owner)
+        if namespace is None:
+            return False
+        try:
+            elsewhere = netns.within(namespace, SockDiag)
+        except OSError as error:
+            raise KernelError(f"A socket of process {owner} could not be ended: {error.strerror}") from error
+        finally:
+            os.close(namespace)
+        try:
+            return elsewhere._destroy(flow, cookie)
+        finally:
+            elsewhere.close()
+
+    def destroy_peer(self, flow: Tuple) -> bool:
+        """End the TCP socket that packets with this tuple come in for. False when there is none but a listener."""
+        mine = Tuple(flow.dst, flow.src, flow.dport, flow.sport, flow.transport)
+        for family in _families(mine.src, mine.dst):
+            addresses = (mine.src, mine.dst) if family == socket.AF_INET6 else (_ipv4(mine.src), _ipv4(mine.dst))
+            request = (
+                _REQUEST.pack(family, mine.transport, 0, _ALL_STATES)
+                + _ID.pack(mine.sport, mine.dport, *addresses)
+                + _TAIL.pack(0, _NO_COOKIE)
+            )
+            try:
+                answers = list(self._ask(_SOCK_DIAG_BY_FAMILY, _F_REQUEST, request, many=False))
+            except OSError:
+                continue
+            for message in answers:
+                found = _socket_info(message, family, mine.transport)
+                if found.state != LISTEN and found.flow == mine and self._destroy(mine, found.cookie):
+                    return True
+        return False
+
+    def _destroy(self, flow: Tuple, cookie: int) -> bool:
         for family in _families(flow.src, flow.dst):
             addresses = (flow.src, flow.dst) if family == socket.AF_INET6 else (_ipv4(flow.src), _ipv4(flow.dst))
             request = (
@@ -95,7 +137,7 @@ class SockDiag:
             return error.errno == errno.ENOENT
         return True
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+    def _ask(self, kind: int, flags: int, body: bytes, *, many: bool = True) -> Iterator[bytes]:
         self._sequence += 1
         self._netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
         while True:
@@ -115,6 +157,8 @@ class SockDiag:
                         raise OSError(code, os.strerror(code))
                     return
                 yield payload
+                if not many:
+                    return
 
     def close(self) -> None:
         self._netlink.close()

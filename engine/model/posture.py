@@ -38,6 +38,7 @@ class Condition(str, Enum):
     DISK_FULL = "disk_full"
     FRAGMENT = "fragment"
     UNKNOWN_PROTOCOL = "unknown_protocol"
+    UNKNOWN_INTERFACE = "unknown_interface"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ TABLE: Mapping[Condition, Line] = MappingProxyType(
             Stance.CLOSED,
             "a packet's transport cannot be read, and no verdict for its destination stands",
             "else a tunnel of another protocol carries what TCP may not",
+        ),
+        Condition.UNKNOWN_INTERFACE: Line(
+            Stance.CLOSED,
+            "inside interfaces are guarded, and a packet is forwarded from one that is not (yet)",
+            "else whoever appears behind a new interface is the first to go unjudged",
         ),
     }
 )

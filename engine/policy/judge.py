@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.errors import EvaluatorError
 from engine.model.decision import Decision, Stage, Verdict
-from engine.model.facts import Facts, Transport
+from engine.model.facts import Direction, Facts, Transport
 from engine.policy.decide import asks, decide
 from engine.policy.evaluator import Answer, Evaluator, Question
 from engine.policy.rule import Rule
@@ -30,7 +30,8 @@ UNSETTLED = 5.0
 
 
 class Judge:
-    """`posture`: the verdict (allow or deny) where the evaluator gives no answer. `hits` and `misses` count answers."""
+    """`default`, `inbound`: what holds where no rule speaks, for what leaves and what comes in. `posture`: the verdict
+    (allow or deny) where the evaluator gives no answer. `hits` and `misses` count answers."""
 
     def __init__(
         self,
@@ -38,12 +39,13 @@ class Judge:
         rules: Sequence[Rule],
         default: Verdict | None,
         *,
+        inbound: Verdict | None = None,
         posture: Verdict = Verdict.DENY,
         memory: int = MEMORY,
     ) -> None:
         self._evaluator = evaluator
         self._rules = tuple(rules)
-        self._default = default
+        self._defaults = {Direction.EGRESS: default, Direction.INGRESS: inbound if inbound is not None else default}
         self._posture = posture
         self._memory = memory
         self._answers: OrderedDict[tuple[Any, ...], Answer] = OrderedDict()
@@ -90,8 +92,11 @@ class Judge:
             for question, answer in zip(questions, given, strict=False):
                 answers[question.rule] = answer
                 self._remember(self._by_name[question.rule], numbers, answer, only_target=question.only_target)
-        decision = decide(self._rules, self._default, answers, stage, self._posture)
+        decision = self._decided(facts, answers, stage)
         return self._bounded(decision, facts, now)
+
+    def _decided(self, facts: Facts, answers: dict[str, Answer], stage: Stage) -> Decision:
+        return decide(self._rules, self._defaults[facts.direction], answers, stage, self._posture)
 
     def _input(self, rule: Rule, facts: Facts, *, only_target: bool) -> dict[str, Any]:
         # The facts as they are: msgspec encodes dataclasses and enumerations itself, ten times as fast as

@@ -116,10 +116,7 @@ class Workshop:
             await asyncio.shield(evaluator.close())
             raise
         self._parts = {part.key: part for part in examined.parts}
-        return Policy(
-            examined.bundle, examined.rules, examined.default, examined.source_deny, examined.warnings,
-            examined.tests, examined.parts, evaluator=evaluator,
-        )  # fmt: skip
+        return Policy(**vars(examined), evaluator=evaluator)
 
     async def examine(self, folder: Path, *, run_tests: bool = True) -> Examined:
         """Do everything that `prepare` does but load an evaluator. Raises PolicyRefusedError."""

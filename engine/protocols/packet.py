@@ -49,26 +49,27 @@ class Refusal(str, Enum):
 class Packet:
     """One IP packet with what stands in its transport header.
 
-    `protocol` is the IP protocol number; ports, `seq` and `flags` are 0 where it has none. `payload_offset`
-    and `payload_end` point into `frame`. `missing` counts payload bytes that the headers promise and the
-    frame lacks (a capture with a short snapshot length). `vlans`: ids, outermost first. `encaps`: names of
+    `protocol` is the IP protocol number; ports, `seq` and `flags` are 0 where it has none. `transport_offset`,
+    `payload_offset` and `payload_end` point into `frame`. `missing` counts payload bytes that the headers promise and
+    the frame lacks (a capture with a short snapshot length). `vlans`: ids, outermost first. `encaps`: names of
     the tunnels that were opened, outermost first. A UDP packet held before segmentation offload still holds
     several datagrams.
     """
 
     __slots__ = (
         "dest_key", "dport", "encaps", "flags", "frame", "missing", "payload_end", "payload_offset", "protocol",
-        "seq", "source_key", "sport", "version", "vlans",
+        "seq", "source_key", "sport", "transport_offset", "version", "vlans",
     )  # fmt: skip
 
     def __init__(
         self, frame: bytes, version: int, protocol: int, source_key: bytes, dest_key: bytes, sport: int, dport: int,
         seq: int, flags: int, payload_offset: int, payload_end: int, missing: int, vlans: tuple[int, ...],
-        encaps: tuple[str, ...],
+        encaps: tuple[str, ...], transport_offset: int,
     ) -> None:  # fmt: skip
         self.frame = frame
         self.version = version
         self.protocol = protocol
+        self.transport_offset = transport_offset
         self.source_key = source_key
         self.dest_key = dest_key
         self.sport = sport
@@ -272,7 +273,7 @@ def _transport(
     elif at > end:
         return Refusal.TRUNCATED
     packet = Packet(
-        frame, version, protocol, source_key, dest_key, sport, dport, seq, flags, start, end, missing, vlans, encaps
+        frame, version, protocol, source_key, dest_key, sport, dport, seq, flags, start, end, missing, vlans, encaps, at
     )
     if tunnels and protocol != TCP and len(encaps) < _MAX_ENCAPS:
         return _inside(packet)

@@ -7,6 +7,7 @@ to one; a scope that does not fit a key becomes the flow's alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.abi.numbers import NAME_MAX_KERNEL, KernelVerdict, Shape
 from engine.abi.records import ConnectKey, Tuple
@@ -32,6 +33,16 @@ class Numbers:
     exe: int
     uid: int
     known: bool
+    inbound: bool = False
+    """Opened from outside: `flow` is the tuple of what comes in."""
+
+
+class InboundPlace(NamedTuple):
+    """Where the verdict of a flow stands that was opened from outside. `tuple`: of the packets that come in; `start`:
+    sequence number of a TCP stream's first byte."""
+
+    tuple: Tuple
+    start: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,8 @@ def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, gene
     scope = set(decision.scope)
     if decision.failed or decision.ttl == 0 or scope & FLOW_FACTS or facts.event is Event.LATE:
         return FLOW_ONLY
-    if scope & {"dest_names", "event"}:
-        # The names that DNS answered are a function of the address; which event it is, of the transport.
+    if "event" in scope:
+        # Which event it is, is a function of the transport.
         scope.add("dest")
     if stage is Stage.CONNECT and decision.verdict is Verdict.REJECT:
         # Datagrams are judged with their payload at once, and there a deny may come before this reject.
@@ -73,7 +84,7 @@ def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, gene
         return FLOW_ONLY
     key = ConnectKey(
         generation,
-        int(shape),
+        int(shape | (Shape.INBOUND if numbers.inbound else Shape(0))),
         transport=numbers.flow.transport if shape & Shape.DEST else 0,
         port=numbers.flow.dport if shape & Shape.DEST else 0,
         address=numbers.flow.dst if shape & Shape.DEST else bytes(16),
@@ -87,6 +98,8 @@ def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, gene
             return FLOW_ONLY
         return Reach(key)
     name = facts.name
+    if numbers.inbound:
+        return FLOW_ONLY  # the gate reads no names in what comes in
     if facts.event is not Event.PAYLOAD or name.state is not NameState.COMPLETE or name.ech:
         return FLOW_ONLY
     if len(name.value) > NAME_MAX_KERNEL:

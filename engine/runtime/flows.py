@@ -10,7 +10,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from engine.abi.numbers import FlowFlag
 from engine.abi.records import Held, Tuple
 from engine.model.decision import Decision, Stage
 from engine.model.facts import Facts, Hello, Name
@@ -20,6 +22,17 @@ from engine.protocols.stream import StreamAssembler
 from engine.protocols.tls import HelloReading
 
 FlowId = tuple[Tuple, int]
+
+
+class Frame(NamedTuple):
+    """A held frame with its virtio-net header, and the way that it goes on: out of the interface `ifindex`, or by it
+    into the stack."""
+
+    data: bytes
+    ifindex: int
+    hook: int
+
+
 NO_HELLO = Hello()
 
 
@@ -27,7 +40,7 @@ NO_HELLO = Hello()
 class Waiting:
     """Held frames of one flow, oldest first, and the reading of its first payload so far."""
 
-    frames: list[bytes] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
     bytes: int = 0
     since: int = 0
     """When the oldest was held, CLOCK_MONOTONIC ns."""
@@ -75,6 +88,11 @@ class Flow:
             self.hello = self.reading.hello() if self.reading.whole else self.hello
             self.reading = None
         return self.hello
+
+    @property
+    def inbound(self) -> bool:
+        """Was it opened from outside? Then `tuple` is that of the packets that come in."""
+        return bool(self.held.flags & FlowFlag.INBOUND)
 
     @property
     def id(self) -> FlowId:

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.abi.numbers import SHAPES_MAX, KernelVerdict, NameClass, Shape
-from engine.abi.records import ConnectKey, FlowKey, NameKey, Plan, SourceKey, VerdictEntry
+from engine.abi.numbers import SHAPES_MAX, FlowFlag, KernelVerdict, NameClass, OpenedBy, Shape
+from engine.abi.records import ConnectKey, FlowKey, InboundFlow, NameKey, Plan, SourceKey, VerdictEntry
 from engine.model import net
 from engine.model.decision import Decision, Reason
 from engine.model.facts import Name, NameState
 from engine.policy.judge import Judge
 from engine.policy.prepare import Network, Policy
 from engine.ports import Gate, MapFullError
-from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, Reach
+from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, InboundPlace, Reach
 from engine.runtime.identify import network_bits
 from engine.runtime.identity import ExeRecord
 
@@ -81,13 +81,18 @@ class Force:
     def __len__(self) -> int:
         return len(self._wide)
 
+    @property
+    def judges_inbound(self) -> bool:
+        """Does this policy say what is to become of what comes in?"""
+        return self.policy.inbound is not None
+
     def entry(self, number: int) -> Installed | None:
         """Return what an entry's number stands for; None when it is not of this generation, or long gone."""
         return self._wide.get(number) or self._narrow.get(number)
 
     def begin(self) -> None:
         """Write the plan: before the generation number, so that the gate never meets a number without one."""
-        self._gate.set_plan(Plan(self.number, self._connect_shapes, self._name_shapes))
+        self._gate.set_plan(Plan(self.number, self._connect_shapes, self._name_shapes, self.judges_inbound))
 
     def deny_sources(self, networks: Iterable[Network]) -> None:
         """Write the prefixes that the policy denies as sources."""
@@ -100,7 +105,13 @@ class Force:
         self._gate.put_sources(entries)
 
     def install(
-        self, decision: Decision, where: Reach, flow: FlowKey, name: Name, *, flow_verdict: KernelVerdict | None = None
+        self,
+        decision: Decision,
+        where: Reach,
+        flow: FlowKey | InboundPlace,
+        name: Name,
+        *,
+        flow_verdict: KernelVerdict | None = None,
     ) -> int:
         """Put a decision into the kernel: for its flow always, and as far as `where` allows. Return its number.
 
@@ -125,15 +136,24 @@ class Force:
         self._put_flow(flow, entry._replace(verdict=flow_verdict or verdict))
         return number
 
-    def repeat(self, number: int, flow: FlowKey) -> None:
+    def repeat(self, number: int, flow: FlowKey | InboundPlace) -> None:
         """Write an entry for its flow once more, for the time that it has left."""
         entry = self.entry(number)
         if entry is not None:
             self._put_flow(flow, VerdictEntry(entry.verdict, number, entry.expires, entry.by_name))
 
-    def _put_flow(self, flow: FlowKey, entry: VerdictEntry) -> None:
+    def _put_flow(self, flow: FlowKey | InboundPlace, entry: VerdictEntry) -> None:
         try:
-            self._gate.put_flow(flow, entry)
+            if isinstance(flow, FlowKey):
+                self._gate.put_flow(flow, entry)
+                return
+            passed = FlowFlag.PAYLOAD_PASSED if entry.verdict == KernelVerdict.ALLOW else FlowFlag(0)
+            self._gate.put_inbound(
+                flow.tuple,
+                InboundFlow(
+                    entry.verdict, OpenedBy.OUTSIDE, self.number, entry.id, flow.start, int(passed), entry.expires
+                ),
+            )
         except MapFullError as error:
             self._on_full(error)
 
@@ -209,7 +229,7 @@ class Force:
             key = entry.where.key
             if key is None or (entry.expires and entry.expires <= now):
                 continue
-            facts: dict[str, Any] = {}
+            facts: dict[str, Any] = {"direction": "ingress"} if key.shape & Shape.INBOUND else {}
             if key.shape & Shape.DEST:
                 facts["dest"] = str(net.from_key(key.address))
                 facts["port"] = key.port
@@ -271,6 +291,7 @@ def highest_numbers(gate: Gate) -> Numbering:
         *gate.source_entries(), *gate.flow_entries(),
     )  # fmt: skip
     numbering.entry = max((entry.id for _, entry in entries), default=numbering.entry)
+    numbering.entry = max(numbering.entry, *(flow.verdict_id for _, flow in gate.inbound_entries()), 0)
     numbering.name_class = max((number for _, number in gate.class_entries()), default=numbering.name_class)
     return numbering
 

@@ -14,14 +14,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from engine.abi.numbers import FlowFlag, KernelVerdict, StageNumber
+from engine.abi.numbers import FlowFlag, Hook, KernelVerdict, StageNumber
 from engine.abi.records import FlowKey, Held, Identity, Tuple
 from engine.alerts.alert import Alert, Kind, Severity
 from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
 from engine.model import net
 from engine.model.decision import Decision, Reason, Stage, Verdict
-from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState, Transport
+from engine.model.facts import FLOW_FACTS, Direction, Event, Facts, Name, NameState, Transport
 from engine.model.posture import TABLE, Condition, Posture
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
@@ -30,15 +30,15 @@ from engine.protocols.quic import InitialAssembler
 from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import Outcome, StreamAssembler
 from engine.protocols.tls import HelloReading, stated
-from engine.runtime.entries import FLOW_ONLY, Numbers, reach
-from engine.runtime.flows import IDLE, Flow, FlowId, FlowTable, Waiting
+from engine.runtime.entries import FLOW_ONLY, InboundPlace, Numbers, reach
+from engine.runtime.flows import IDLE, Flow, FlowId, FlowTable, Frame, Waiting
 from engine.runtime.force import Force, Installed
-from engine.runtime.identify import Identifier, transport_of
+from engine.runtime.identify import Identifier, direction_of, transport_of
 from engine.runtime.journal import Journal
 from engine.runtime.orders import Order, Orders
 from engine.runtime.owners import Owners
+from engine.runtime.way import VNET_BYTES, Way
 
-VNET_BYTES = 10
 _POSTURES = {NameState.PARTIAL: Condition.PARSER_PARTIAL, NameState.MALFORMED: Condition.PARSER_MALFORMED}
 _HANDSHAKES = 1024
 """QUIC connections whose later Initial packets are still recognised: a few round trips each."""
@@ -52,6 +52,8 @@ class HeldCounts:
     """The gate has no note of this flow: the frame is not ours to release."""
     unreadable: int = 0
     duplicates: int = 0
+    refused: int = 0
+    """Its sender was told."""
     discarded: int = 0
     judged: int = 0
 
@@ -76,8 +78,7 @@ class Gatekeeper:
         force: Force,
     ) -> None:
         self._gate = gate
-        self._releaser = releaser
-        self._cutter = cutter
+        self._way = Way(gate, releaser, cutter, identifier)
         self._identifier = identifier
         self._owners = owners
         self._journal = journal
@@ -106,6 +107,15 @@ class Gatekeeper:
         if held is None:
             self.counts.unclaimed += 1
             return
+        waits = Frame(frame, held.ifindex, held.hook)
+        if held.stage == StageNumber.REJECT:
+            self.counts.refused += self._way.refuse(waits)
+            return
+        if held.flags & FlowFlag.INBOUND:
+            # Known by what comes in, whichever way this frame goes; its socket may not even exist yet.
+            held = held._replace(cookie=0)
+            if held.hook == Hook.EGRESS:
+                tuple_ = tuple_.reversed()
         flow = self.flows.get((tuple_, held.cookie))
         if flow is not None and _another(flow, held, packet):
             self._abandon(flow)
@@ -120,13 +130,13 @@ class Gatekeeper:
         elif held.flags & FlowFlag.STARTED:
             flow.start = held.start
         if self._stands(flow, packet):
-            self._answer_again(flow, frame)
+            self._answer_again(flow, waits)
             return
-        if not self._room(flow, frame):
+        if not self._room(flow, waits):
             return
-        self._queue(flow, frame)
+        self._queue(flow, waits)
         if flow.waiting.judging is None:
-            self._read(flow, frame, packet)
+            self._read(flow, waits, packet)
 
     def _stands(self, flow: Flow, packet: Packet) -> bool:
         """Is this flow decided in the generation in force? A frame that was on its way when the verdict was written."""
@@ -143,15 +153,17 @@ class Gatekeeper:
         handshake = self._handshakes.get(flow.id)
         return handshake is not None and handshake.continues(packet.payload)
 
-    def _answer_again(self, flow: Flow, frame: bytes) -> None:
+    def _answer_again(self, flow: Flow, frame: Frame) -> None:
         decision = flow.decision
         if decision is None:
             return
-        self.force.repeat(flow.verdict_id, self._flow_key(flow, self.force))
+        self.force.repeat(flow.verdict_id, place(flow, self.force.number))
         if decision.verdict.passes:
-            self._release(flow, frame)
+            self._way.release(flow, frame)
         else:
             self.counts.discarded += 1
+            if decision.verdict is Verdict.REJECT:
+                self.counts.refused += self._way.refuse(frame)
 
     def _abandon(self, flow: Flow) -> None:
         """Another connection has the flow's tuple and socket now: what waits of this one must not meet it."""
@@ -162,42 +174,45 @@ class Gatekeeper:
         flow.waiting = IDLE
         self.flows.forget(flow)
 
-    def _room(self, flow: Flow, frame: bytes) -> bool:
+    def _room(self, flow: Flow, frame: Frame) -> bool:
         """Bound what one flow may have waiting beyond its first frame, which segmentation offload makes as long as it
         likes. A full flow is judged with what was read of it: not whole."""
         waiting = flow.waiting
-        if not waiting.frames or waiting.bytes + len(frame) <= self._bounds.bytes:
+        if not waiting.frames or waiting.bytes + len(frame.data) <= self._bounds.bytes:
             return True
         self.counts.discarded += 1
         if waiting.judging is None:
             self._read_so_far(flow, f"no whole hello in {self._bounds.bytes} held bytes")
         return False
 
-    def _queue(self, flow: Flow, frame: bytes) -> None:
+    def _queue(self, flow: Flow, frame: Frame) -> None:
         if flow.waiting is IDLE:
             flow.waiting = Waiting(since=flow.held.time)
         waiting = flow.waiting
         waiting.frames.append(frame)
-        waiting.bytes += len(frame)
+        waiting.bytes += len(frame.data)
 
     # ---- reading the first payload
 
-    def _read(self, flow: Flow, frame: bytes, packet: Packet) -> None:
+    def _read(self, flow: Flow, frame: Frame, packet: Packet) -> None:
         """Take in the newest frame: judge the flow, or wait for more of its hello."""
-        if packet.protocol == packets.UDP:
+        if flow.inbound and frame.hook == Hook.EGRESS:
+            # This host's own words say nothing about who came in.
+            self._start(flow, Stage.PAYLOAD, Event.LATE)
+        elif packet.protocol == packets.UDP:
             self._read_datagram(flow, packet)
         elif packet.protocol != packets.TCP:
             self._judge_payload(flow, stated(NameState.NOT_TLS, "not TCP or UDP"))
         elif self._late(flow, packet):
             self._start(flow, Stage.PAYLOAD, Event.LATE)
         elif flow.held.stage == StageNumber.CONNECT and not self._connected(flow):
-            self._start(flow, Stage.CONNECT, Event.CONNECT)
+            self._start(flow, Stage.CONNECT, Event.ACCEPT if flow.inbound else Event.CONNECT)
         elif packet.payload_end > packet.payload_offset:
-            self._read_segment(flow, frame, packet)
+            self._read_segment(flow, packet)
         else:
             # Undecided and without payload: the handshake and its acknowledgements carry nothing to judge.
             self._unqueue(flow)
-            self._release(flow, frame)
+            self._way.release(flow, frame)
 
     def _connected(self, flow: Flow) -> bool:
         decision = flow.decision
@@ -207,11 +222,13 @@ class Gatekeeper:
         """Has this flow's first payload gone by already? Then nothing that comes now may be read as its hello."""
         if flow.passed or flow.held.flags & FlowFlag.PAYLOAD_PASSED:
             return True
+        if flow.inbound:
+            return False
         # A socket that the gate never saw connect: older than the gate, or outside of its control group.
         unknown = flow.held.flags & FlowFlag.NO_STORAGE and flow.decision is None
         return bool(unknown) and not packet.flags & packets.SYN
 
-    def _read_segment(self, flow: Flow, frame: bytes, packet: Packet) -> None:
+    def _read_segment(self, flow: Flow, packet: Packet) -> None:
         waiting = flow.waiting
         if waiting.stream is None or waiting.hello is None:
             waiting.stream = StreamAssembler(self._bounds.bytes, start=flow.start)
@@ -296,11 +313,16 @@ class Gatekeeper:
     async def _judge(self, flow: Flow, stage: Stage, event: Event) -> None:
         if event is Event.LATE:
             self._recall_name(flow)
+        if flow.inbound:
+            self._find_listener(flow)
+        elif event is Event.LATE:
             # With storage the gate saw it connect: whoever listens on its local port did not accept it.
             if flow.held.flags & FlowFlag.NO_STORAGE and self._owners.complete(flow):
-                facts = await self._facts(flow, event, self.force)
-                self._conclude(flow, self.force, facts, _INBOUND, stage)
-                return
+                if not self.force.judges_inbound:
+                    facts = await self._facts(flow, event, self.force)
+                    self._conclude(flow, self.force, facts, _INBOUND, stage)
+                    return
+                self._turn(flow)
             if flow.held.identity.tgid and not flow.held.identity.exec_stamp:
                 flow.held = flow.held._replace(identity=self._identifier.adopt(flow.held.identity))
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
@@ -324,6 +346,20 @@ class Gatekeeper:
             event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, reads=reads
         )
 
+    def _turn(self, flow: Flow) -> None:
+        """What was held is this host's answer: the flow was opened from outside, before the gate could see it."""
+        self.flows.forget(flow)
+        flow.tuple = flow.tuple.reversed()
+        flow.held = flow.held._replace(cookie=0, flags=flow.held.flags | FlowFlag.INBOUND)
+        self.flows.add(flow)
+
+    def _find_listener(self, flow: Flow) -> None:
+        """Whoever listens is who this flow belongs to on this side: looked for only where the policy asks."""
+        if flow.held.identity.tgid == 0 and self.force.judge.reads & _IDENTITY:
+            found = self._owners.listener(flow.tuple)
+            if found is not None:
+                flow.held = flow.held._replace(identity=self._identifier.adopt(found))
+
     def _recall_name(self, flow: Flow) -> None:
         """The name of a flow that the kernel passed by a standing verdict: the entry that it passed by knows."""
         if flow.name is None:
@@ -335,7 +371,8 @@ class Gatekeeper:
 
     def _ordered(self, flow: Flow) -> Decision | None:
         """A person's word about the name: the gate reads it itself where it can, and hands over what it cannot read."""
-        order = self._orders.about_name(flow.name.value) if flow.name is not None and flow.name.value else None
+        named = flow.name is not None and flow.name.value and not flow.inbound
+        order = self._orders.about_name(flow.name.value) if named and flow.name else None
         flow.by_person = order is not None
         if order is None:
             return None
@@ -348,7 +385,7 @@ class Gatekeeper:
             return 0
         cut = 0
         for flow in self.flows:
-            if order.by == "name":
+            if order.by == "name" and not flow.inbound:
                 refused = flow.name is not None and order == self._orders.about_name(flow.name.value)
             elif order.by == "dest":
                 refused = _falls_under(flow, order)
@@ -359,8 +396,8 @@ class Gatekeeper:
             reason = Reason("verdict set", order.reason or f"{order.by} {order.value} {order.word}")
             flow.decision = Decision(Verdict(order.word), FLOW_FACTS, (reason,))
             flow.by_person = True
-            key = self._flow_key(flow, self.force)
-            flow.verdict_id = self.force.install(flow.decision, FLOW_ONLY, key, flow.name or Name())
+            where = place(flow, self.force.number)
+            flow.verdict_id = self.force.install(flow.decision, FLOW_ONLY, where, flow.name or Name())
             observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
             if not observed:
                 cut += self.cut(flow)
@@ -391,11 +428,12 @@ class Gatekeeper:
         observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
         self.counts.judged += 1
         flow.facts, flow.decision, flow.generation, flow.stage = facts, decision, force.number, stage
-        where = reach(decision, facts, stage, self._numbers(flow), force.number)
+        where = reach(decision, facts, stage, numbers(flow), force.number)
         # Allowed at connect, but a person spoke about names: the flow stays open until its name is read.
-        open_name = decision.verdict is Verdict.ALLOW and stage is Stage.CONNECT and self._orders.speak_of_names
+        passes = decision.verdict is Verdict.ALLOW
+        open_name = passes and stage is Stage.CONNECT and not flow.inbound and self._orders.speak_of_names
         flow.verdict_id = force.install(
-            decision, where, self._flow_key(flow, force), facts.name,
+            decision, where, place(flow, force.number), facts.name,
             flow_verdict=KernelVerdict.UNDECIDED if open_name else None,
         )  # fmt: skip
         if open_name:
@@ -409,11 +447,12 @@ class Gatekeeper:
         else:
             flow.waiting = IDLE
             if decision.verdict is Verdict.ALLOW or observed:
+                if force.judges_inbound and not flow.inbound and flow.tuple.transport != packets.TCP:
+                    self._way.expect_answers(flow)
                 for frame in waiting.frames:
-                    self._release(flow, frame)
+                    self._way.release(flow, frame)
             else:
-                self.counts.discarded += len(waiting.frames)
-                self.cut(flow)
+                self._refuse(flow, decision.verdict, stage, waiting.frames)
         self.tell(flow, decision, stage, observed=observed, held_ns=held_ns)
         if decision.failed:
             self._alert(
@@ -422,44 +461,41 @@ class Gatekeeper:
                 f"the evaluator gave no usable answer: {decision.reasons[0].message if decision.reasons else '?'}",
             )
 
+    def _refuse(self, flow: Flow, verdict: Verdict, stage: Stage, frames: list[Frame]) -> None:
+        """Discard what waits. Who opens a flow that is rejected is told at once; one in progress is ended."""
+        self.counts.discarded += len(frames)
+        opening = flow.tuple.transport != packets.TCP or stage is Stage.CONNECT
+        if verdict is Verdict.REJECT and opening:
+            told = [self._way.refuse(frame) for frame in frames]
+            self.counts.refused += sum(told)
+            if any(told):
+                return
+        self._way.cut(flow, frames)
+
     def _read_again(self, flow: Flow) -> None:
         """Undecided at connect: the frames with payload (Fast Open) are read now, the others leave."""
         frames, flow.waiting = flow.waiting.frames, Waiting(since=flow.waiting.since)
         for frame in frames:
-            packet = packets.parse(frame[VNET_BYTES:])
+            packet = packets.parse(frame.data[VNET_BYTES:])
             if not isinstance(packet, Packet):
                 continue
             if packet.payload_end == packet.payload_offset:
-                self._release(flow, frame)
+                self._way.release(flow, frame)
                 continue
             self._queue(flow, frame)
             if flow.waiting.judging is None:
-                self._read_segment(flow, frame, packet)
+                self._read_segment(flow, packet)
 
     # ---- the way out
 
     @staticmethod
     def _unqueue(flow: Flow) -> None:
         """Take the newest frame back. Not by its bytes: an older one may have the same."""
-        flow.waiting.bytes -= len(flow.waiting.frames.pop())
-
-    def _release(self, flow: Flow, frame: bytes) -> None:
-        if flow.held.flags & FlowFlag.CLONED:
-            return  # the original has passed
-        self._releaser.release(self._identifier.interface(flow.held.ifindex), frame)
+        flow.waiting.bytes -= len(flow.waiting.frames.pop().data)
 
     def cut(self, flow: Flow) -> bool:
         """End the socket of a denied flow: its program hears of it at once, and its peer too."""
-        return self._cutter.destroy(flow.tuple, flow.held.cookie)
-
-    def _numbers(self, flow: Flow) -> Numbers:
-        identity = flow.held.identity
-        known = identity.tgid != 0
-        return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, known)
-
-    @staticmethod
-    def _flow_key(flow: Flow, force: Force) -> FlowKey:
-        return flow_key(flow, force.number)
+        return self._way.cut(flow, flow.waiting.frames)
 
     # ---- telling
 
@@ -469,7 +505,7 @@ class Gatekeeper:
             flow.facts = self._identifier.completed(flow.facts, flow.read_hello())
         facts = flow.facts or self._identifier.outline(
             Event.CONNECT if stage is Stage.CONNECT else Event.PAYLOAD, flow.tuple, flow.held.identity,
-            flow.name or Name("", NameState.UNSEEN),
+            flow.name or Name("", NameState.UNSEEN), direction_of(flow.held.flags),
         )  # fmt: skip
         self._journal.decision(facts, decision, stage, observed=observed, held_ns=held_ns, cookie=flow.held.cookie)
         if not decision.verdict.passes:
@@ -487,7 +523,7 @@ class Gatekeeper:
                 time=time.time_ns(),
                 kind=Kind.VIOLATION,
                 severity=Severity.WARNING,
-                summary=f"{facts.exe.path or 'an unknown program'} to {where} {done}: {why}",
+                summary=f"{_who(facts)} to {where} {done}: {why}",
                 details={
                     "dest": f"{facts.dest.address}:{facts.dest.port}/{facts.dest.transport.value}",
                     "name": facts.name.value,
@@ -515,8 +551,31 @@ class Gatekeeper:
 _INBOUND = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),), ttl=None)
 
 
+_IDENTITY = frozenset({"exe", "cgroup", "user", "process"})
+
+
+def numbers(flow: Flow) -> Numbers:
+    """Return a flow's facts as kernel keys hold them."""
+    identity = flow.held.identity
+    if flow.inbound:
+        # The gate does not know who listens: a verdict that depends on it is the flow's alone.
+        return Numbers(flow.tuple, 0, 0, 0, known=False, inbound=True)
+    return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, identity.tgid != 0)
+
+
+def place(flow: Flow, generation: int) -> FlowKey | InboundPlace:
+    """Return where the gate looks a flow's own verdict up."""
+    return InboundPlace(flow.tuple, flow.start or 0) if flow.inbound else flow_key(flow, generation)
+
+
+def _who(facts: Facts) -> str:
+    if facts.direction is Direction.INGRESS:
+        return facts.source.address
+    return facts.exe.path or "an unknown program"
+
+
 def flow_key(flow: Flow, generation: int) -> FlowKey:
-    """Return the key under which the gate looks a flow's own verdict up.
+    """Return the key under which the gate looks the verdict of a flow up that was opened here.
 
     For datagrams with the executable that is known by now, not with the one that the gate knew when it held: under 0
     the verdict would serve every other program on a shared socket that nobody has looked up yet.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from engine.abi.numbers import FlowFlag
 from engine.abi.records import Held, Identity, Process, Tuple
 from engine.model import net
 from engine.model.facts import (
@@ -150,7 +151,7 @@ class Identifier:
         dest_names, left = self._names(flow.dst) if "dest_names" in reads else ((), None)
         return Facts(
             event=event,
-            direction=Direction.EGRESS,
+            direction=direction_of(held.flags),
             dest=self.dest(flow),
             clock=Clock(now.hour, _WEEKDAYS[now.weekday()]),
             exe=Exe(path, digest),
@@ -176,18 +177,21 @@ class Identifier:
             process = replace(process, comm=procfs.comm("/proc", process.pid))
         return replace(facts, process=process, hello=hello)
 
-    def outline(self, event: Event, flow: Tuple, identity: Identity, name: Name) -> Facts:
+    def outline(
+        self, event: Event, flow: Tuple, identity: Identity, name: Name, direction: Direction = Direction.EGRESS
+    ) -> Facts:
         """Return what an alert or an entry shows of a flow that the kernel decided alone. The policy is never asked
         with these: what costs a look at /proc is left out."""
         record = self.identities.record(identity.exe) if identity.exe else None
         return Facts(
             event,
-            Direction.EGRESS,
+            direction,
             self.dest(flow),
             _NO_CLOCK,
             exe=Exe(record.path if record else ""),
             user=User(identity.uid if identity.tgid else -1),
             name=name,
+            source=Source(str(net.from_key(flow.src)), flow.sport) if direction is Direction.INGRESS else Source(),
             process=ProcessFacts(identity.tgid),
         )
 
@@ -218,6 +222,11 @@ class Identifier:
 
 def _process(tgid: int, reads: frozenset[str]) -> ProcessFacts:
     return procfs.process("/proc", tgid) if "process" in reads else ProcessFacts(tgid)
+
+
+def direction_of(flags: int) -> Direction:
+    """Return the fact of a flow with these FLOW_* bits."""
+    return Direction.INGRESS if flags & FlowFlag.INBOUND else Direction.EGRESS
 
 
 def _nobody(_number: int) -> None:

@@ -14,7 +14,7 @@ from engine.abi.records import ProcessEvent, SocketEvent, VerdictEvent
 from engine.model import net
 from engine.model.decision import Decision, Reason, Stage
 from engine.model.facts import Facts, Name
-from engine.runtime.identify import Identifier
+from engine.runtime.identify import Identifier, direction_of
 
 _OBSERVE, _INBOUND = int(FlowFlag.OBSERVE), int(FlowFlag.INBOUND)
 _VERDICT_WORDS = {
@@ -112,7 +112,7 @@ class Journal:
         process = self._process(identity.tgid, identity.exe, identity.uid, identity.cgroup)
         return _wire_flow(
             self._identifier, flow.src, flow.sport, flow.dst, flow.dport, flow.transport, event.cookie, process,
-            "egress", self._identifier.interface(event.ifindex), name,
+            direction_of(event.flags).value, self._identifier.interface(event.ifindex), name,
         )  # fmt: skip
 
     def _process(self, tgid: int, exe: int, uid: int, cgroup: int) -> ocsf.Process | None:

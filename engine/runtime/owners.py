@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from engine.abi.records import Tuple
+from engine.abi.records import Identity, Tuple
 from engine.runtime.flows import Flow
 
 
@@ -28,6 +28,8 @@ class SocketLike(Protocol):
 
 
 _LISTEN = 10
+_TCP = socket.IPPROTO_TCP
+_ANY = (bytes(16), b"\0" * 10 + b"\xff\xff" + bytes(4))
 
 
 class Owners:
@@ -52,6 +54,23 @@ class Owners:
             tgid = self._holder(found.inode)
             flow.held = flow.held._replace(identity=flow.held.identity._replace(tgid=tgid, tid=tgid, uid=found.uid))
         return flow.tuple.sport in listening
+
+    def listener(self, flow: Tuple) -> Identity | None:
+        """Return who listens for what comes in with this tuple, None when nobody does or it cannot be known. A socket
+        that is bound to this very address comes before one that is bound to any."""
+        found: SocketLike | None = None
+        for candidate in self._sockets(flow.transport):
+            if candidate.flow.sport != flow.dport or (candidate.state != _LISTEN and flow.transport == _TCP):
+                continue
+            if candidate.flow.src == flow.dst:
+                found = candidate
+                break
+            if candidate.flow.src in _ANY:
+                found = found or candidate
+        if found is None:
+            return None
+        tgid = self._holder(found.inode)
+        return Identity(0, 0, tgid, tgid, found.uid, 0)
 
     def _holder(self, inode: int) -> int:
         wanted = f"socket:[{inode}]"

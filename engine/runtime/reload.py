@@ -25,10 +25,10 @@ from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import Event, Facts, Name, NameState
 from engine.ports import Gate
 from engine.protocols import packet as packets
-from engine.runtime.entries import Numbers, reach
+from engine.runtime.entries import reach
 from engine.runtime.flows import Flow
 from engine.runtime.force import Force
-from engine.runtime.gatekeeper import Gatekeeper, flow_key, now
+from engine.runtime.gatekeeper import Gatekeeper, now, numbers, place
 from engine.runtime.identify import Identifier
 
 _KEEP_OLD = 5.0
@@ -80,13 +80,15 @@ class Switch:
             decision = flow.decision
             if flow.generation == force.number or decision is None or flow.by_person:
                 continue
+            if flow.inbound and not force.judges_inbound:
+                continue  # the gate lets it be
             if decision.verdict is Verdict.UNDECIDED or flow.waiting.judging is not None:
                 continue  # its next packet, or the judging under way, meets the new generation by itself
             stage, judged = await self._judge(flow, force)
             done.judged += 1
-            where = reach(judged, flow.facts, stage, self._numbers(flow), force.number) if flow.facts else None
+            where = reach(judged, flow.facts, stage, numbers(flow), force.number) if flow.facts else None
             if where is not None:
-                flow.verdict_id = force.install(judged, where, flow_key(flow, force.number), flow.name or Name())
+                flow.verdict_id = force.install(judged, where, place(flow, force.number), flow.name or Name())
             flow.decision, flow.generation, flow.stage = judged, force.number, stage
             if decision.verdict.passes and not judged.verdict.passes and flow.facts is not None:
                 observed = not self._enforcing or bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
@@ -99,7 +101,8 @@ class Switch:
         transport = flow.tuple.transport
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
         if transport == packets.TCP:
-            flow.facts = await self._facts(flow, Event.CONNECT, None, force)
+            opening = Event.ACCEPT if flow.inbound else Event.CONNECT
+            flow.facts = await self._facts(flow, opening, None, force)
             judged = await force.judge.decide(flow.facts, Stage.CONNECT, now=now())
             if judged.verdict is not Verdict.UNDECIDED:
                 return Stage.CONNECT, judged
@@ -114,11 +117,6 @@ class Switch:
             event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(),
             reads=force.judge.reads,
         )  # fmt: skip
-
-    @staticmethod
-    def _numbers(flow: Flow) -> Numbers:
-        identity = flow.held.identity
-        return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, identity.tgid != 0)
 
     def _retire(self, old: Force) -> None:
         old.withdraw()

@@ -12,7 +12,7 @@ from engine.model.facts import FLOW_FACTS, Event, Name, NameState
 from engine.model.name import normalise
 from engine.runtime.flows import Flow
 from engine.runtime.gatekeeper import Gatekeeper
-from engine.runtime.identify import Identifier
+from engine.runtime.identify import Identifier, direction_of
 from engine.runtime.journal import Journal
 
 _TYPE = struct.Struct("<QI")
@@ -25,6 +25,7 @@ _VERDICTS = {
 }
 _UNSEEN = Name("", NameState.UNSEEN)
 _OBSERVE = int(FlowFlag.OBSERVE)
+_INBOUND = int(FlowFlag.INBOUND)
 _BY_PERSON = frozenset({int(Origin.SET), int(Origin.STRATEGY)})
 
 
@@ -66,7 +67,9 @@ class Telling:
 
     def _socket(self, event: SocketEvent) -> None:
         if event.type == EventType.CLOSE:
-            flow = self._gatekeeper.flows.by_cookie(event.cookie)
+            flows = self._gatekeeper.flows
+            inbound = event.flags & _INBOUND
+            flow = flows.get((event.tuple.reversed(), 0)) if inbound else flows.by_cookie(event.cookie)
             if flow is not None and not flow.waiting.frames:
                 self._gatekeeper.flows.forget(flow)
         if self._sockets:
@@ -90,20 +93,27 @@ class Telling:
             return
         observed = bool(event.flags & _OBSERVE)
         payload = event.stage == StageNumber.PAYLOAD
-        facts = self._identifier.outline(Event.PAYLOAD if payload else Event.CONNECT, event.tuple, event.identity, name)
+        facts = self._identifier.outline(
+            Event.PAYLOAD if payload else Event.CONNECT, event.tuple, event.identity, name, direction_of(event.flags)
+        )
         self._gatekeeper.violation(facts, verdict, reasons, observed=observed, repeat=True)
-        if flow is not None and not observed:
+        # Whoever opens a flow that is rejected hears of it by the frame itself.
+        if flow is not None and not observed and (payload or verdict is not Verdict.REJECT):
             self._gatekeeper.cut(flow)
 
     def _remember(self, event: VerdictEvent, name: Name, verdict: Verdict, reasons: tuple[Reason, ...]) -> Flow:
         """A flow that the kernel decided by itself: a reload must find it too."""
-        known = self._gatekeeper.flows.by_cookie(event.cookie)
+        inbound = event.flags & _INBOUND
+        flows = self._gatekeeper.flows
+        known = flows.get((event.tuple, 0)) if inbound else flows.by_cookie(event.cookie)
         if known is not None and known.tuple == event.tuple and known.waiting.frames:
             return known  # its held frames are being judged, and the answer will stand here
         held = Held(
             event.identity, event.cookie, event.time, event.ifindex, event.generation, event.verdict_id, event.part,
             0, event.stage, event.flags & ~int(FlowFlag.STARTED),
         )  # fmt: skip
+        if inbound:
+            held = held._replace(cookie=0)
         flow = Flow(event.tuple, held, exe=event.identity.exe)
         flow.name = name if name.value else None
         flow.decision = Decision(verdict, FLOW_FACTS, reasons)

@@ -26,7 +26,7 @@ class Interfaces:
     """Belongs to the event loop's thread. `changed` is called after interfaces came or went."""
 
     def __init__(
-        self, words: Sequence[str], pins: Pins, machine: Machine, troubles: Troubles,
+        self, words: Sequence[str], inside: Sequence[str], pins: Pins, machine: Machine, troubles: Troubles,
         changed: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self._words = words
@@ -34,7 +34,7 @@ class Interfaces:
         self._troubles = troubles
         self._changed = changed
         self._watch = LinkWatch()
-        self._keeper = Keeper(pins, words, machine.interfaces)
+        self._keeper = Keeper(pins, words, machine.interfaces, inside)
         self._heard = Changes(lost=True)
         """Since the loader looked, nobody has: the first look is at everything."""
         self._looking = asyncio.Lock()

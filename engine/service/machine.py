@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 
 from engine.abi.numbers import Mode, PostureBit, Present
@@ -31,7 +32,9 @@ class Machine:
         self._config = config
         self.loaded = loaded
         self.gate = KernelGate(pins.maps)
-        self.hold = Hold(pins.held_device, _HOLD_BYTES)
+        # Nobody else may say of a frame that it has been judged.
+        self._mark = 1 + secrets.randbelow(0xFFFFFFFF)
+        self.hold = Hold(pins.held_device, _HOLD_BYTES, self._mark)
         # What was redirected before this engine had its socket is nobody's any more.
         self._taken_before = self.gate.hold_queue()[0]
         self.ring: Ring = open_ring(pins.maps / "events")
@@ -53,7 +56,7 @@ class Machine:
         self.gate.set_config(
             GateConfig(
                 mode, self.loaded.hold_ifindex, int(present), open_bits(self._config.posture),
-                self._config.hold.queue, int(_HEARTBEAT_MAX * 1e9),
+                self._config.hold.queue, int(_HEARTBEAT_MAX * 1e9), self._mark,
             )
         )  # fmt: skip
 
@@ -99,5 +102,6 @@ def open_bits(posture: Posture) -> int:
         Condition.MAP_FULL: PostureBit.MAP_FULL,
         Condition.PARSER_MALFORMED: PostureBit.MALFORMED,
         Condition.FRAGMENT: PostureBit.FRAGMENT,
+        Condition.UNKNOWN_INTERFACE: PostureBit.UNKNOWN_INTERFACE,
     }
     return int(sum(bit for condition, bit in bits.items() if posture[condition].passes))

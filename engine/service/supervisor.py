@@ -133,6 +133,7 @@ class Supervisor:
         order = Order(
             state_dir=str(config.state_dir.resolve()),
             interfaces=list(config.interfaces),
+            inside=list(config.inside),
             cgroup=str(config.cgroup or self._mount),
             mode=config.mode.value,
             pid=os.getpid(),
@@ -201,7 +202,9 @@ class Supervisor:
         self._orders.start((*self._config.never_denied(), *spared, *places))
         self._generations.begin()
         await self._follow()
-        self._interfaces = Interfaces(self._config.interfaces, self._pins, self._machine, self._troubles, self._follow)
+        self._interfaces = Interfaces(
+            self._config.interfaces, self._config.inside, self._pins, self._machine, self._troubles, self._follow
+        )
         self._ends.push_async_callback(self._interfaces.close)
         await self._interfaces.start()
         for descriptor, read in (
@@ -376,11 +379,20 @@ class Supervisor:
     def _switch(self, present: Present) -> None:
         if self._sources_denied():
             present |= Present.SOURCE
+        if self._config.inside:
+            present |= Present.INSIDE
+        for policy in self._policies():
+            if policy.inbound is not None:
+                present |= Present.INBOUND
         self._machine.switch(present)
 
-    def _sources_denied(self) -> bool:
+    def _policies(self) -> list[Policy]:
+        """The policy in force, and the one that is about to be."""
         candidate = self._generations.candidate
-        return bool(self._gatekeeper.force.policy.source_deny or (candidate and candidate.source_deny))
+        return [self._gatekeeper.force.policy, *([candidate] if candidate else [])]
+
+    def _sources_denied(self) -> bool:
+        return any(policy.source_deny for policy in self._policies())
 
     async def _follow(self) -> None:
         """Have the gate look where something stands, and XDP attached while a source is denied."""

@@ -176,7 +176,7 @@ class GateSuite:
 
     def test_every_map_says_how_full_it_is(self, gate: Gate) -> None:
         fill = gate.fill()
-        assert set(fill) == {*SIZES, "flow_verdicts", "held", "processes"}
+        assert set(fill) == {*SIZES, "flow_verdicts", "inbound_flows", "held", "processes"}
         assert {name: most for name, (_, most) in fill.items() if name in SIZES} == SIZES
 
     # ---- tries

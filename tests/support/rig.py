@@ -117,6 +117,7 @@ class FakePolicy:
     """What of a policy Force and Switch look at."""
 
     source_deny: tuple[Any, ...] = ()
+    inbound: Verdict | None = None
     closed: bool = False
 
     async def close(self) -> None:
@@ -210,6 +211,7 @@ class Rig:
         self.full: list[MapFullError] = []
         self.listing: list[Any] = []
         self.released: list[bytes] = []
+        self.delivered: list[bytes] = []
         self.cuts: list[tuple[Tuple, int]] = []
         self.paths = {1000 + number: f"/usr/bin/program{number}" for number in range(10)}
         self.people = People(self.paths)
@@ -250,7 +252,16 @@ class Rig:
         self.released.append(frame)
         return True
 
-    def destroy(self, flow: Tuple, cookie: int) -> bool:
+    def deliver(self, ifindex: int, frame: bytes) -> bool:
+        self.calls.append(("deliver", frame))
+        self.delivered.append(frame)
+        return True
+
+    def destroy_peer(self, flow: Tuple) -> bool:
+        self.calls.append(("destroy_peer", flow))
+        return True
+
+    def destroy(self, flow: Tuple, cookie: int, owner: int = 0) -> bool:
         self.calls.append(("cut", (flow, cookie)))
         self.cuts.append((flow, cookie))
         return True

@@ -17,6 +17,7 @@ from engine.abi.records import (
     DestinationKey,
     FlowKey,
     Held,
+    InboundFlow,
     NameKey,
     Plan,
     Process,
@@ -38,6 +39,7 @@ SIZES = {
     "connect_verdicts": 262_144,
     "classes": 65_536,
     "flow_verdicts": 65_536,
+    "inbound_flows": 65_536,
     "held": 16_384,
     "processes": 32_768,
 }
@@ -124,6 +126,7 @@ class SimulatedGate:
         self.connects = _Hash[ConnectKey, VerdictEntry]("connect_verdicts", size["connect_verdicts"])
         self.classes = _Hash[ConnectKey, int]("classes", size["classes"])
         self.flows = _Lru[FlowKey, VerdictEntry]("flow_verdicts", size["flow_verdicts"])
+        self.inbounds = _Lru[Tuple, InboundFlow]("inbound_flows", size["inbound_flows"])
         self.notes = _Lru[Tuple, Held]("held", size["held"])
         self.processes = _Lru[int, Process]("processes", size["processes"])
 
@@ -173,6 +176,9 @@ class SimulatedGate:
 
     def put_flow(self, key: FlowKey, entry: VerdictEntry) -> None:
         self._put(self.flows, "flow", key, entry)
+
+    def put_inbound(self, flow: Tuple, state: InboundFlow) -> None:
+        self._put(self.inbounds, "inbound", flow, state)
 
     def put_destination(self, key: DestinationKey, entry: VerdictEntry) -> None:
         self._put(self.destinations, "destination", DestinationKey.unpack(key.pack()), entry)
@@ -230,15 +236,21 @@ class SimulatedGate:
     def flow_entries(self) -> list[tuple[FlowKey, VerdictEntry]]:
         return self.flows.items()
 
+    def inbound_entries(self) -> list[tuple[Tuple, InboundFlow]]:
+        return self.inbounds.items()
+
     def fill(self) -> dict[str, tuple[int, int]]:
         tables: Iterable[_Hash[object, object]] = (
             self.destinations, self.sources, self.names, self.strategies, self.connects, self.classes, self.flows,
-            self.notes, self.processes,
+            self.inbounds, self.notes, self.processes,
         )  # type: ignore[assignment]  # fmt: skip
         return {table.name: (len(table), table.size) for table in tables}
 
     def held(self, flow: Tuple) -> Held | None:
         return self.notes.get(flow)
+
+    def inbound(self, flow: Tuple) -> InboundFlow | None:
+        return self.inbounds.get(flow)
 
     def process(self, tgid: int) -> Process | None:
         return self.processes.get(tgid)
