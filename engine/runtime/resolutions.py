@@ -26,6 +26,8 @@ PATIENCE = 10.0
 LEAST, MOST = 5.0, 86_400.0
 """Seconds that a name is kept. An answer with no time to live is meant for the connection that follows (RFC 1035
 section 3.2.1), and that one must have the time to begin."""
+CAPACITY = 16_384
+"""Names kept in all: some 430 bytes each where every address has one, so 7 MB."""
 NAMES = 16
 """Kept of one address, the newest: one for each link of the longest chain."""
 QUESTIONS = 4096
@@ -70,9 +72,9 @@ class _Connection:
 class Resolutions:
     """Belongs to the event loop's thread.
 
-    `capacity`: names kept in all, about 300 bytes each; whole addresses go, the least recently answered or looked up
-    first. `resolvers`: the addresses of this host's resolvers now, 16 key bytes each. `now`: CLOCK_MONOTONIC in ns,
-    the clock of the events.
+    `capacity`: names kept in all; beyond it whole addresses go, the least recently answered or looked up first.
+    `resolvers`: the addresses of this host's resolvers now, 16 key bytes each. `now`: CLOCK_MONOTONIC in ns, the clock
+    of the events.
     """
 
     def __init__(
