@@ -150,7 +150,10 @@ def _printable(text: str) -> str:
 
 
 def _default(examined: Examined) -> str:
-    return examined.default.value if examined.default is not None else "by data.sallyport.decision"
+    if examined.default is None:
+        return "by data.sallyport.decision"
+    inbound = f", {examined.inbound.value} for what comes in" if examined.inbound is not None else ""
+    return f"{examined.default.value}{inbound}"
 
 
 def _document(examined: Examined) -> dict[str, Any]:
@@ -159,6 +162,7 @@ def _document(examined: Examined) -> dict[str, Any]:
         "commit": examined.bundle.commit,
         "dirty": examined.bundle.dirty,
         "default": examined.default.value if examined.default is not None else None,
+        "inbound": examined.inbound.value if examined.inbound is not None else None,
         "rules": [
             {
                 "name": rule.name,

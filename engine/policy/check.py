@@ -16,7 +16,7 @@ from engine.model.facts import ALL_FACTS
 from engine.policy import schema
 from engine.policy.bundle import Bundle, Module
 from engine.policy.calls import call_findings
-from engine.policy.declarations import Declared, declared_rules, default_verdict
+from engine.policy.declarations import Declared, declared_rules, default_verdict, inbound_verdict
 from engine.policy.findings import Finding
 from engine.policy.reads import Program, Read
 from engine.policy.rule import ROOT_PACKAGE, RULES_PACKAGE, Rule
@@ -39,7 +39,7 @@ _MISREAD_KEYWORDS = frozenset({"not", "and", "or"})
 class Checked:
     """The outcome of the static check. With an error among `findings` the rest is what could be made out.
 
-    `default` is None for a policy of a single decision. `has_source_deny`: `data.sallyport.source_deny` is there.
+    `default` is None for a policy of a single decision, `inbound` where what comes in is not judged. `has_source_deny`: `data.sallyport.source_deny` is there.
     """
 
     findings: tuple[Finding, ...]
@@ -48,6 +48,7 @@ class Checked:
     has_source_deny: bool
     program: Program
     tests: tuple[ParsedModule, ...]
+    inbound: Verdict | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -100,6 +101,7 @@ def _checked(
         findings += _scope_findings(program, rule)
     source_deny = program.at((*ROOT_PACKAGE, "source_deny"))
     findings += _source_deny_findings(program, source_deny)
+    inbound = inbound_verdict(program, findings)
     return Checked(
         tuple(sorted(set(findings))),
         tuple(item.rule for item in declared),
@@ -107,6 +109,7 @@ def _checked(
         bool(source_deny),
         program,
         tuple(tests),
+        inbound,
     )
 
 

@@ -110,7 +110,8 @@ def tried(given: Given) -> Found:
         except InterpreterError as error:
             findings.append(words_to_finding(str(error), given.modules[0][0], "mend the rule"))
     return Found(
-        tuple(findings), checked.rules, checked.default, tuple(prefixes), tuple(listed(checked)), covered
+        tuple(findings), checked.rules, checked.default, tuple(prefixes), tuple(listed(checked)), covered,
+        checked.inbound,
     )  # fmt: skip
 
 

@@ -48,16 +48,34 @@ def default_verdict(program: Program, findings: list[Finding], *, incomplete: bo
             mend = 'add to package sallyport: default_verdict := "deny" (or "allow", "reject")'
             findings.append(Finding("sallyport.rego", 0, 0, "the policy does not say its default", mend))
         return None
+    return _plain_verdict("default_verdict", definitions, findings)
+
+
+def inbound_verdict(program: Program, findings: list[Finding]) -> Verdict | None:
+    """Return the policy's default for what comes in; None when it does not say one, and so does not judge it."""
+    definitions = program.at((*ROOT_PACKAGE, "inbound_verdict"))
+    if not definitions:
+        return None
+    if program.at((*ROOT_PACKAGE, DECISION)):
+        findings.append(
+            definitions[0].place.finding(
+                "a policy of a single decision judges what leaves only",
+                "write rules with a default_verdict beside the inbound_verdict, or remove it",
+            )
+        )
+        return None
+    return _plain_verdict("inbound_verdict", definitions, findings)
+
+
+def _plain_verdict(name: str, definitions: Sequence[Definition], findings: list[Finding]) -> Verdict | None:
     definition = definitions[0]
     if len(definitions) > 1:
-        findings.append(definitions[1].place.finding("a second default_verdict", "keep one"))
+        findings.append(definitions[1].place.finding(f"a second {name}", "keep one"))
     value = kind(definition.value) if definition.value is not None else None
     said = value[1]["value"] if value is not None and value[0] == "String" else None
     if definition.bodies or definition.form != "value" or said not in ("allow", "deny", "reject"):
         findings.append(
-            definition.place.finding(
-                "default_verdict is no plain verdict", 'write default_verdict := "allow", "deny" or "reject"'
-            )
+            definition.place.finding(f"{name} is no plain verdict", f'write {name} := "allow", "deny" or "reject"')
         )
         return None
     return Verdict(said)

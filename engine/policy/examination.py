@@ -74,8 +74,8 @@ class Try(msgspec.Struct, tag="try", array_like=True):
 
 
 class Found(msgspec.Struct, frozen=True, array_like=True):
-    """What came of one package. `covered`: the lines of each file that its inputs reached; `default` and
-    `source_deny` come from the package sallyport alone."""
+    """What came of one package. `covered`: the lines of each file that its inputs reached; `default`,
+    `inbound` and `source_deny` come from the package sallyport alone."""
 
     findings: tuple[Finding, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -83,6 +83,7 @@ class Found(msgspec.Struct, frozen=True, array_like=True):
     source_deny: tuple[str, ...] = ()
     tests: tuple[RegoTest, ...] = ()
     covered: dict[str, tuple[int, ...]] = {}
+    inbound: Verdict | None = None
 
     @property
     def refused(self) -> bool:

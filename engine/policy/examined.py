@@ -35,7 +35,7 @@ class Examined:
     @property
     def widenings(self) -> list[Widening]:
         """How far verdicts will be kept, and which rule widens them."""
-        return widenings(self.rules, self.default)
+        return widenings(self.rules, self.default, self.inbound)
 
     @property
     def identity(self) -> str:

@@ -67,7 +67,7 @@ class Widening:
         return f"{self.verdict} will be kept under {facts}" + (f" ({by})" if by else "")
 
 
-def widenings(rules: Iterable[Rule], default: Verdict | None) -> list[Widening]:
+def widenings(rules: Iterable[Rule], default: Verdict | None, inbound: Verdict | None = None) -> list[Widening]:
     """Return the scopes that verdicts will have: each rule's own, allows and the default joined.
 
     The joined ones are the widest that can come out: a rule whose target is false adds its target's facts only.
@@ -82,9 +82,10 @@ def widenings(rules: Iterable[Rule], default: Verdict | None) -> list[Widening]:
         if Verdict.ALLOW in rule.effects:
             turning = [other for other in table if other is not rule and other.effects & {Verdict.DENY, Verdict.REJECT}]
             found.append(_joined(f"allows by {rule.name}", rule.scope, turning))
-    if default is not None:
-        turning = [rule for rule in table if rule.effects - {default}]
-        found.append(_joined(f"the default ({default.value})", frozenset(), turning))
+    for word, verdict in (("default", default), ("default for what comes in", inbound)):
+        if verdict is not None:
+            turning = [rule for rule in table if rule.effects - {verdict}]
+            found.append(_joined(f"the {word} ({verdict.value})", frozenset(), turning))
     return found
 
 

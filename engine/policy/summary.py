@@ -49,7 +49,7 @@ def summarise(module: ParsedModule) -> Summary:
         # Whatever another package defines at a rule's path is the rule's.
         mentions.add(module.package[:3])
     elif module.package == ROOT_PACKAGE:
-        mentions |= {(*ROOT_PACKAGE, word) for word in ("default_verdict", "source_deny", DECISION)}
+        mentions |= {(*ROOT_PACKAGE, word) for word in ("default_verdict", "inbound_verdict", "source_deny", DECISION)}
     mentions |= {definition.path for definition in module.definitions}
     for definition in module.definitions:
         mentions |= set(_mentioned(module, definition))

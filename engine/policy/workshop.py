@@ -155,7 +155,7 @@ class Workshop:
         networks = tuple(ipaddress.ip_network(prefix) for each in found for prefix in each.source_deny)
         return Examined(
             replace(bundle, **fields), tuple(rules), default, networks, tuple(sorted(set(warnings))), tuple(results),
-            tuple(self._divided(bundle, closures)),
+            tuple(self._divided(bundle, closures)), next((each.inbound for each in found if each.inbound), None),
         )  # fmt: skip
 
     async def _summarised(self, child: Child, bundle: Bundle) -> dict[str, Summary]:
