@@ -50,6 +50,15 @@ struct packet {
 #define PROTO_HOST_IDENTITY 139
 #define PROTO_SHIM6 140
 
+/* Write an offset to map memory and read it back: any number, to the verifier. The verifier of 6.12 loses the range of an
+ * offset whose bits it knows better than its bounds (next header lengths are multiples of eight), and then refuses the
+ * next look into the window: "REG INVARIANTS VIOLATION (alu): const tnum out of sync with range bounds". */
+#define PACKET_FORGET(p, x)                                \
+	do {                                               \
+		*(volatile __u32 *)&(p)->payload = (x);    \
+		(x) = *(volatile __u32 *)&(p)->payload;    \
+	} while (0)
+
 #define WINDOW_AT(w, o) ((w)[(o) & (PACKET_WINDOW - 1)])
 #define WINDOW_U16(w, o) (((__u32)WINDOW_AT(w, o) << 8) | WINDOW_AT(w, (o) + 1))
 
@@ -74,6 +83,7 @@ static inline __attribute__((always_inline)) int packet_transport(const __u8 *w,
 								  struct packet *p)
 {
 	p->tuple.transport = (__u8)proto;
+	PACKET_FORGET(p, at);
 	if (proto == PROTO_TCP) {
 		__u32 header;
 
@@ -188,6 +198,7 @@ static inline __attribute__((always_inline)) int packet_ipv6(const __u8 *w, __u3
 		at += length;
 		if (at > end)
 			return PACKET_MALFORMED;
+		PACKET_FORGET(p, at);
 	}
 	if (packet_is_extension(next))
 		return PACKET_MALFORMED;

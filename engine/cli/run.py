@@ -23,7 +23,7 @@ SIGHUP reads the policy again, which happens by itself when its folder changes.
 _EPILOG = """\
 example:
   sallyport run --interface eth0 --policy /etc/sallyport/policies
-  sallyport run --interface eth0 --interface 'veth*' --policy policies --mode enforce --config /etc/sallyport/config.toml
+  sallyport run --interface eth0 --inside 'veth*' --policy policies --mode enforce
 """
 
 

@@ -39,7 +39,8 @@ _MISREAD_KEYWORDS = frozenset({"not", "and", "or"})
 class Checked:
     """The outcome of the static check. With an error among `findings` the rest is what could be made out.
 
-    `default` is None for a policy of a single decision, `inbound` where what comes in is not judged. `has_source_deny`: `data.sallyport.source_deny` is there.
+    `default` is None for a policy of a single decision, `inbound` where what comes in is not judged.
+    `has_source_deny`: `data.sallyport.source_deny` is there.
     """
 
     findings: tuple[Finding, ...]
