@@ -6,11 +6,10 @@ The same number gives the same bytes, so that two runs measure the same policy.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-_ROOT = 'package sallyport\n\ndefault_verdict := "allow"\n'
 
 _NAMES = """\
 # Names of list {number} that nothing may connect to: a listed name and everything below it.
@@ -110,22 +109,28 @@ def _kind(number: int) -> _Kind:
     )  # fmt: skip
 
 
-def write(folder: Path, rules: int) -> Path:
-    """Write the policy; return the rule file in the middle, for `edit`."""
-    (folder / "settings").mkdir(parents=True)
-    (folder / "sallyport.rego").write_text(_ROOT)
-    files = []
+def add(folder: Path, rules: int) -> Path:
+    """Write the rules into a policy folder; return the file of the one in the middle, for `edit`."""
+    (folder / "settings").mkdir(exist_ok=True)
     for number in range(rules):
         kind = _kind(number)
         rule = f"{kind.name}_{number}"
         here = folder / "rules" / rule
         here.mkdir(parents=True)
-        files.append(here / f"{rule}.rego")
-        files[-1].write_text(kind.text.format(number=number, rule=rule))
+        (here / f"{rule}.rego").write_text(kind.text.format(number=number, rule=rule))
         test = _TEST.format(rule=rule, denied=json.dumps(kind.denied), passed=json.dumps(kind.passed))
         (here / f"{rule}_test.rego").write_text(test)
         (folder / "settings" / f"{rule}.json").write_text(json.dumps({rule: kind.settings}))
-    return files[rules // 2 // 3 * 3]
+    middle = f"names_{rules // 2 // 3 * 3}"
+    return folder / "rules" / middle / f"{middle}.rego"
+
+
+def remove(folder: Path, rules: int) -> None:
+    """Take the rules away again."""
+    for number in range(rules):
+        rule = f"{_kind(number).name}_{number}"
+        shutil.rmtree(folder / "rules" / rule)
+        (folder / "settings" / f"{rule}.json").unlink()
 
 
 def edit(file: Path, revision: int) -> None:
