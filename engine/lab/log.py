@@ -25,6 +25,20 @@ class Entry:
         return str(self._body.get("dst_endpoint", {}).get("hostname", ""))
 
     @property
+    def port(self) -> int:
+        """The destination's port, 0 when the entry is about none."""
+        return int(self._body.get("dst_endpoint", {}).get("port", 0))
+
+    @property
+    def exe(self) -> str:
+        """The path of the executable, empty when it is not known."""
+        return str(self._body.get("actor", {}).get("process", {}).get("file", {}).get("path", ""))
+
+    @property
+    def ech(self) -> bool:
+        return bool(self._own.get("ech"))
+
+    @property
     def rules(self) -> list[str]:
         """The rules that gave a reason."""
         return [str(reason["rule"]) for reason in self._own.get("reasons", [])]

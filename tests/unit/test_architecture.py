@@ -31,6 +31,8 @@ ARROWS: dict[str, set[str]] = {
     "service": {"runtime", "kernel", "policy", "ports", "abi", "alerts", "config", "model", "audit"},
     # The lab runs the engine as a user would, by its command; the kernel's edge is for clearing away what a run left.
     "lab": {"kernel", "runtime", "abi", "model", "audit"},
+    # The selftest builds on the lab's parts; its attempts speak to the kernel past Python, and seal QUIC packets.
+    "selftest": {"lab", "kernel", "protocols", "runtime", "abi", "model", "audit"},
     "cli": {
         "abi",
         "alerts",
@@ -43,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
         "ports",
         "protocols",
         "runtime",
+        "selftest",
         "service",
     },
     # An auditor can take audit/ alone: it knows nothing of the engine, not even its errors.
@@ -57,7 +60,7 @@ PART_OF = {"config_file": "config", "toml_table": "config"}
 LIBRARIES: dict[str, set[str]] = {
     "aiohttp": {"policy"},
     "bcc": {"kernel"},
-    "cryptography": {"audit", "protocols"},
+    "cryptography": {"audit", "protocols", "selftest"},
     "ctypes": {"kernel"},
     "msgspec": {"abi", "alerts", "audit", "cli", "config", "kernel", "policy", "protocols", "runtime", "service"},
     "opa_client": {"policy"},
