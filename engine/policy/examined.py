@@ -44,6 +44,11 @@ class Examined:
             return f"sha256:{self.bundle.digest}"
         return f"{self.bundle.commit}-dirty" if self.bundle.dirty else self.bundle.commit
 
+    @property
+    def reads_names(self) -> bool:
+        """Return whether any rule can see which names DNS answered."""
+        return any("dest_names" in rule.scope for rule in self.rules)
+
     def reads_field(self, path: str) -> bool:
         """Return whether any rule can see a subfield, such as "exe.sha256"."""
         return any(rule.reads_field(path) for rule in self.rules)

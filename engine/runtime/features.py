@@ -23,7 +23,7 @@ class Feature:
 
 def report(
     *, xdp: Mapping[str, str], interfaces: Mapping[str, int], cgroup: Path, mount: Path, headers: str, cuts: bool,
-    polling: bool, resolvers: int, remotes: int,
+    polling: bool, resolvers: int, remotes: int, observed: bool, answering: int, inbound: bool,
 ) -> list[Feature]:  # fmt: skip
     """Return the features in the order of a packet's way, each with the reason where it is not simply active."""
     guarded = ", ".join(interfaces)
@@ -47,8 +47,10 @@ def report(
             "the kernel has no CONFIG_INET_DIAG_DESTROY: a denied program waits for its own time-out",
         ),
         Feature("names in TLS and QUIC v1, v2 hellos", State.ACTIVE),
-        Feature("names that DNS answered (dest_names)", State.ABSENT, "not observed in this version: always empty"),
-        Feature("inbound connections", State.DEGRADED, "judged by source address only"),
+        _names(observed, answering),
+        Feature("what comes in", State.ACTIVE, "judged by the policy's rules")
+        if inbound
+        else Feature("what comes in", State.ACTIVE, "judged by source alone: the policy states no inbound_verdict"),
         Feature("kernel headers", State.ACTIVE, "of the running kernel")
         if not headers
         else Feature("kernel headers", State.ACTIVE, f"borrowed: {Path(headers).name} (no kernel structure is read)"),
@@ -58,6 +60,15 @@ def report(
         _spared("resolvers that no policy cuts off", resolvers, "resolv.conf names none, or the configuration says no"),
         _spared("git remote that no policy cuts off", remotes, "the policy has none, or its name does not resolve"),
     ]  # fmt: skip
+
+
+def _names(observed: bool, answering: int) -> Feature:
+    name = "names that DNS answered (dest_names)"
+    if not observed:
+        return Feature(name, State.ACTIVE, "observed when a policy reads them: none does")
+    if not answering:
+        return Feature(name, State.ABSENT, "no resolver is known: name them under [dns] in the configuration")
+    return Feature(name, State.ACTIVE, f"answers of {answering} resolvers")
 
 
 def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:

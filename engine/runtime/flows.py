@@ -22,6 +22,7 @@ from engine.protocols.stream import StreamAssembler
 from engine.protocols.tls import HelloReading
 
 FlowId = tuple[Tuple, int]
+Names = tuple[str, ...]
 
 
 class Frame(NamedTuple):
@@ -80,6 +81,8 @@ class Flow:
     """Another connection has its tuple and socket: the answer that is on its way is nobody's."""
     passed: bool = False
     """Payload may have left: what comes now is not the start of its stream."""
+    began: Names = ()
+    """The names that its address had when it was first judged by them."""
     waiting: Waiting = field(default_factory=lambda: IDLE)
 
     def read_hello(self) -> Hello:

@@ -26,7 +26,7 @@ from engine.model.posture import TABLE, Condition, Posture
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
 from engine.protocols.packet import Packet
-from engine.protocols.quic import InitialAssembler
+from engine.protocols.quic import InitialAssembler, version_of
 from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import Outcome, StreamAssembler
 from engine.protocols.tls import HelloReading, stated
@@ -254,6 +254,10 @@ class Gatekeeper:
             self._judge_payload(flow, reading)
 
     def _read_datagram(self, flow: Flow, packet: Packet) -> None:
+        if flow.name is not None and version_of(packet.payload) is None and flow.waiting.quic is None:
+            # Its verdict has ended, not its connection: what it said at its start still is its name.
+            self._start(flow, Stage.PAYLOAD, Event.DATAGRAM)
+            return
         waiting = flow.waiting
         if waiting.quic is None:
             waiting.quic = InitialAssembler(self._bounds.bytes)
@@ -342,9 +346,11 @@ class Gatekeeper:
     async def _facts(self, flow: Flow, event: Event, force: Force) -> Facts:
         reads = force.judge.reads
         hello = flow.read_hello() if "hello" in reads else None
-        return await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, reads=reads
+        facts = await self._identifier.facts(
+            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, began=flow.began, reads=reads
         )
+        flow.began = flow.began or facts.dest_names
+        return facts
 
     def _turn(self, flow: Flow) -> None:
         """What was held is this host's answer: the flow was opened from outside, before the gate could see it."""

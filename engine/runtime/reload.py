@@ -113,10 +113,12 @@ class Switch:
         return Stage.PAYLOAD, self._gatekeeper.by_posture(judged, flow.facts)
 
     async def _facts(self, flow: Flow, event: Event, name: Name | None, force: Force) -> Facts:
-        return await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(),
+        facts = await self._identifier.facts(
+            event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(), began=flow.began,
             reads=force.judge.reads,
         )  # fmt: skip
+        flow.began = flow.began or facts.dest_names
+        return facts
 
     def _retire(self, old: Force) -> None:
         old.withdraw()

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 
 from engine.abi.numbers import EventType, FlowFlag, KernelVerdict, Origin, StageNumber
-from engine.abi.records import Held, ProcessEvent, SocketEvent, VerdictEvent
+from engine.abi.records import DnsEvent, Held, ProcessEvent, SocketEvent, VerdictEvent
 from engine.model.decision import Decision, Reason, Stage, Verdict
 from engine.model.facts import FLOW_FACTS, Event, Name, NameState
 from engine.model.name import normalise
@@ -14,6 +14,7 @@ from engine.runtime.flows import Flow
 from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identify import Identifier, direction_of
 from engine.runtime.journal import Journal
+from engine.runtime.resolutions import Resolutions
 
 _TYPE = struct.Struct("<QI")
 # Plain numbers: at 50,000 events a second an enumeration's own arithmetic is a tenth of the time.
@@ -39,12 +40,14 @@ class Telling:
         journal: Journal,
         reason_of: Callable[[int], Reason | None],
         *,
+        resolutions: Resolutions | None = None,
         sockets: bool = True,
     ) -> None:
         self._gatekeeper = gatekeeper
         self._identifier = identifier
         self._journal = journal
         self._reason_of = reason_of
+        self._resolutions = resolutions
         self._sockets = sockets
         self.handled = 0
 
@@ -59,6 +62,8 @@ class Telling:
             self._verdict(VerdictEvent.unpack_named(data))
         elif kind in (EventType.VERDICT, EventType.REFUSED):
             self._verdict(VerdictEvent.unpack(data))
+        elif kind == EventType.DNS and self._resolutions is not None:
+            self._resolutions.observe(DnsEvent.unpack(data))
 
     def _process(self, event: ProcessEvent) -> None:
         exe = self._identifier.executed(event.identity) if event.type == EventType.EXEC else 0

@@ -51,6 +51,8 @@ from engine.runtime.journal import Journal
 from engine.runtime.orders import Orders, resolvers
 from engine.runtime.owners import Owners
 from engine.runtime.remotes import remotes
+from engine.runtime.resolutions import CAPACITY, Resolutions
+from engine.runtime.resolvers import Resolvers
 from engine.runtime.statefiles import StateDir
 from engine.runtime.telling import Telling
 from engine.runtime.troubles import Troubles
@@ -168,8 +170,10 @@ class Supervisor:
         self._identities = Identities(base=max((record.id for record in records), default=0), capacity=_EXECUTABLES)
         self._identities.restore(records)
         host = Host(config.host.name or socket.gethostname(), dict(config.host.labels))
+        self._resolvers = Resolvers(config.dns.resolvers)
+        resolutions = Resolutions(CAPACITY, self._resolvers)
         identifier = Identifier(
-            gate, self._identities, CgroupTable(self._mount), Users(), host, self._machine.interfaces
+            gate, self._identities, CgroupTable(self._mount), Users(), host, self._machine.interfaces, resolutions
         )
         self._journal = Journal(self._log, identifier)
         self._alerts = Dispatcher(self._sinks(), window=config.alerts.window)
@@ -190,7 +194,9 @@ class Supervisor:
         self._ends.push_async_callback(self._gatekeeper.settle)
         self._troubles = Troubles(self._alerts, self._journal, lambda: self._gatekeeper.force.number)
         self._maps_gauge = Gauge(self._troubles)
-        self._telling = Telling(self._gatekeeper, identifier, self._journal, self._orders.reason)
+        self._telling = Telling(
+            self._gatekeeper, identifier, self._journal, self._orders.reason, resolutions=resolutions
+        )
         self._generations.attach(self._gatekeeper, identifier, self._journal, self._troubles, self._follow)
 
     async def _begin(self) -> None:
@@ -279,10 +285,14 @@ class Supervisor:
     # ---- what comes in
 
     def _on_frames(self) -> None:
-        for _ in range(_FRAMES_AT_ONCE):
-            frame = self._machine.hold.receive()
-            if frame is None:
-                break
+        frames: list[bytes] = []
+        while len(frames) < _FRAMES_AT_ONCE and (frame := self._machine.hold.receive()) is not None:
+            frames.append(frame)
+        if frames and any(policy.reads_names for policy in self._policies()):
+            # A program connects because it was answered: the answer comes before the connection that rests on it.
+            while self._machine.ring.drain(self._on_record, _EVENTS_AT_ONCE) == _EVENTS_AT_ONCE:
+                pass
+        for frame in frames:
             self._guarded(self._gatekeeper.frame, frame, "a held frame")
         self._machine.took()
 
@@ -384,6 +394,8 @@ class Supervisor:
         for policy in self._policies():
             if policy.inbound is not None:
                 present |= Present.INBOUND
+            if policy.reads_names:
+                present |= Present.DNS
         self._machine.switch(present)
 
     def _policies(self) -> list[Policy]:
@@ -425,11 +437,13 @@ class Supervisor:
 
     def _features(self) -> list[features.Feature]:
         resolvers_spared, remotes_spared = self._spared
+        policy = self._gatekeeper.force.policy
         loaded = self._machine.loaded
         return features.report(
             xdp=loaded.xdp, interfaces=loaded.interfaces, cgroup=self._config.cgroup or self._mount,
             mount=self._mount, headers=loaded.headers, cuts=self._cuts, polling=self._watcher.polling,
-            resolvers=resolvers_spared, remotes=remotes_spared,
+            resolvers=resolvers_spared, remotes=remotes_spared, observed=policy.reads_names,
+            answering=len(self._resolvers()), inbound=policy.inbound is not None,
         )  # fmt: skip
 
     def _line(self) -> str:
