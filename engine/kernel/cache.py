@@ -78,7 +78,7 @@ def load(state_dir: Path, wanted: dict[str, str]) -> tuple[Unit, ...]:
     rest = _intact(_read(state_dir))
     try:
         document = json.loads(rest)
-        made_for, tools = document["purpose"], document["tools"]
+        made_for, tools = dict(document["purpose"]), dict(document["tools"])
         units = from_json(document["units"].encode())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NotUsableError("what is kept has another form") from error

@@ -19,6 +19,7 @@ from engine.kernel.detach import detach
 from engine.kernel.install import load_programs, open_maps
 from engine.kernel.links import is_inside, kind_of, to_guard
 from engine.kernel.maps import Map
+from engine.kernel.objects import Unit
 from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, Hook, Program
@@ -50,7 +51,7 @@ def load(order: Order, supply: Supply) -> Loaded:
             pins.instance, order.state_dir, netns_inode(), order.interfaces, order.cgroup, order.mode, order.pid
         ).write(pins.record)
         bpf.lift_memory_limit()
-        fds = load_programs(units, open_maps(units, pins))
+        fds = _load(units, pins, supply)
         loaded.seconds["loaded"] = round(time.monotonic() - started, 3)
         _attach_all(order, pins, loaded, fds, before, cgroup)
     except BaseException:
@@ -64,6 +65,18 @@ def load(order: Order, supply: Supply) -> Loaded:
     loaded.headers, loaded.compiled_because = supply.headers, supply.compiled_because
     loaded.not_kept_because = supply.keep()
     return loaded
+
+
+def _load(units: tuple[Unit, ...], pins: Pins, supply: Supply) -> dict[str, int]:
+    """Bring the programs into the kernel. A kept one that is refused is compiled again before that counts as an error:
+    the release that it was made for may be the name of another kernel by now."""
+    shared = open_maps(units, pins)
+    try:
+        return load_programs(units, shared)
+    except KernelError:
+        if supply.compiled_because:
+            raise
+    return load_programs(supply.compiled_anew(), shared)
 
 
 def _require_kernel(release: str) -> None:

@@ -43,10 +43,13 @@ class Supply:
             try:
                 self._units = cache.load(Path(request.state_dir), self._purpose)
             except cache.NotUsableError as reason:
-                self.compiled_because = str(reason)
-                self._compilation = Compilation.start(request.sizes, tree)
+                self._compile(str(reason))
         except KernelError as error:
             self._error = error
+
+    def _compile(self, because: str) -> None:
+        self.compiled_because = because
+        self._compilation = Compilation.start(self.request.sizes, Path(self.headers) if self.headers else None)
 
     def units(self) -> tuple[Unit, ...]:
         """Wait for the programs. Raises KernelError when they cannot be had."""
@@ -55,6 +58,11 @@ class Supply:
         if self._compilation is not None:
             self._units, self._tools = self._compilation.result()
         return self._units
+
+    def compiled_anew(self) -> tuple[Unit, ...]:
+        """Compile after all: the kernel refused what was kept. Raises KernelError when that fails."""
+        self._compile("the kernel refused what is kept")
+        return self.units()
 
     def keep(self) -> str:
         """Keep what was compiled for the next start. Return why that failed, empty when it did not."""

@@ -23,9 +23,14 @@ class Feature:
 
 def report(
     *, xdp: Mapping[str, str], interfaces: Mapping[str, int], cgroup: Path, mount: Path, headers: str, cuts: bool,
-    polling: bool, resolvers: int, remotes: int, observed: bool, answering: int, inbound: bool,
+    polling: bool, resolvers: int, remotes: int, observed: bool, answering: int, inbound: bool, compiled: str,
+    not_kept: str,
 ) -> list[Feature]:  # fmt: skip
-    """Return the features in the order of a packet's way, each with the reason where it is not simply active."""
+    """Return the features in the order of a packet's way, each with the reason where it is not simply active.
+
+    `compiled`: why the kernel programs were compiled, empty where kept ones were loaded; `not_kept`: why they could not
+    be kept.
+    """
     guarded = ", ".join(interfaces)
     whole = cgroup.resolve() == mount.resolve()
     generic = [name for name, mode in xdp.items() if mode == "generic"]
@@ -51,6 +56,7 @@ def report(
         Feature("what comes in", State.ACTIVE, "judged by the policy's rules")
         if inbound
         else Feature("what comes in", State.ACTIVE, "judged by source alone: the policy states no inbound_verdict"),
+        _programs(compiled, not_kept),
         Feature("kernel headers", State.ACTIVE, "of the running kernel")
         if not headers
         else Feature("kernel headers", State.ACTIVE, f"borrowed: {Path(headers).name} (no kernel structure is read)"),
@@ -69,6 +75,13 @@ def _names(observed: bool, answering: int) -> Feature:
     if not answering:
         return Feature(name, State.ABSENT, "no resolver is known: name them under [dns] in the configuration")
     return Feature(name, State.ACTIVE, f"answers of {answering} resolvers")
+
+
+def _programs(compiled: str, not_kept: str) -> Feature:
+    name = "kernel programs"
+    if not_kept:
+        return Feature(name, State.DEGRADED, f"compiled, and at the next start again: {not_kept}")
+    return Feature(name, State.ACTIVE, f"compiled: {compiled}" if compiled else "kept from an earlier start")
 
 
 def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:

@@ -46,6 +46,7 @@ async def document(
         },
         "cgroup": str(cgroup),
         "programs": loaded.programs,
+        "programs_compiled": {"because": loaded.compiled_because, "not_kept": loaded.not_kept_because},
         "start_seconds": loaded.seconds,
         "maps": {name: {"entries": entries, "max": most} for name, (entries, most) in fill.items()},
         "evaluator": {"name": evaluator.name, "restarts": getattr(evaluator, "restarts", 0)},

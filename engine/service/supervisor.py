@@ -444,6 +444,7 @@ class Supervisor:
             mount=self._mount, headers=loaded.headers, cuts=self._cuts, polling=self._watcher.polling,
             resolvers=resolvers_spared, remotes=remotes_spared, observed=policy.reads_names,
             answering=len(self._resolvers()), inbound=policy.inbound is not None,
+            compiled=loaded.compiled_because, not_kept=loaded.not_kept_because,
         )  # fmt: skip
 
     def _line(self) -> str:
