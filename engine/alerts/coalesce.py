@@ -78,7 +78,7 @@ class Coalescer:
 
 def _key(alert: Alert) -> Hashable:
     if alert.kind is Kind.VIOLATION:
-        return (alert.kind, alert.rule, *(repr(alert.details.get(part)) for part in ("dest", "name", "exe")))
+        return (alert.kind, alert.rule, *(repr(alert.details.get(part)) for part in ("dest", "name", "exe", "source")))
     return (alert.kind, alert.rule, alert.summary)
 
 

@@ -17,7 +17,7 @@ _LAST_PORT = 0xFFFF
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _VERDICT_EPILOG = """\
 A verdict that is set comes before the policy's, and only never-deny comes before it. Flows in progress that it
-refuses are ended.
+refuses are ended. Clearing the verdict on a source also ends the block that the policy's limits put on it.
 
 example:
   sallyport verdict set --dest 203.0.113.7 deny --expires 2h --reason "incident 812"
@@ -25,6 +25,7 @@ example:
   sallyport verdict set --source 198.51.100.0/24 deny
   sallyport verdict list --json
   sallyport verdict clear --name '*.example.net'
+  sallyport verdict clear --source 203.0.113.9
 """
 _STRATEGY_EPILOG = """\
 enforce: as the policy says. observe: nothing of it is held or dropped, and the log says what would have been.
@@ -145,10 +146,10 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    if entry["kind"] == "policy":
+    if entry["kind"] in ("policy", "block"):
         about = " ".join(f"{fact}={value}" for fact, value in entry["facts"].items()) or "everything"
         left = f", {entry['seconds_left']} s left" if entry["seconds_left"] is not None else ""
-        return f"{entry['word']:9} {about}  [policy{left}: {'; '.join(entry['reasons'])}]"
+        return f"{entry['word']:9} {about}  [{entry['kind']}{left}: {'; '.join(entry['reasons'])}]"
     port = f" port {entry['port']}" if entry["port"] else ""
     over = f" {entry['transport']}" if entry["transport"] else ""
     until = (

@@ -75,9 +75,21 @@ def text(status: dict[str, Any]) -> str:
         lines.append(f"  {name:20} {fill['entries']:>8} {fill['max']:>11}")
     lines += ["", "counters"]
     lines += [f"  {name:26} {value}" for name, value in status["counters"].items() if value]
+    lines += _sources(status["sources"])
     lines += ["", "losses        " + (_losses(status["losses"]) or "none"), "", "posture"]
     lines += [f"  {condition:20} {stance}" for condition, stance in status["posture"].items()]
     return "\n".join(lines)
+
+
+def _sources(sources: dict[str, Any]) -> list[str]:
+    lines = ["", f"sources       {sources['blocked']} blocked"]
+    for block in sources["blocks"]:
+        word = "would be dropped" if block["observed"] else f"{block['dropped']} dropped"
+        asked = f"{block['ports']} ports, {block['syns']} SYNs, {block['unanswered']} unanswered"
+        lines.append(f"  {block['source']:26} {block['cause']}, {block['seconds_left']} s left, {word} ({asked})")
+    lines += [f"  {name:26} {value}" for name, value in sources["counters"].items() if value]
+    flags = ", ".join(f"{flag} {count}" for flag, count in sources["tcp_flags"].items() if count)
+    return [*lines, *([f"  TCP flags                  {flags}"] if flags else [])]
 
 
 def _losses(losses: dict[str, int]) -> str:

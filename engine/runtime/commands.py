@@ -11,6 +11,7 @@ from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identity import Identities
 from engine.runtime.journal import Journal
 from engine.runtime.orders import Order, Orders
+from engine.runtime.sources import Sources
 
 
 class Commands:
@@ -18,7 +19,7 @@ class Commands:
     has been answered is in force."""
 
     def __init__(
-        self, orders: Orders, gatekeeper: Gatekeeper, identities: Identities, journal: Journal,
+        self, orders: Orders, gatekeeper: Gatekeeper, identities: Identities, journal: Journal, sources: Sources,
         status: Callable[[], Awaitable[Any]], reload: Callable[[], Awaitable[Any]],
         changed: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
@@ -26,6 +27,7 @@ class Commands:
         self._gatekeeper = gatekeeper
         self._identities = identities
         self._journal = journal
+        self._sources = sources
         self._changed = changed
         self._actions: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "status": lambda _: status(),
@@ -45,6 +47,7 @@ class Commands:
         kind = _kind(request)
         listed = [asdict(order) for order in self._orders.of_kind(kind)]
         if kind == "verdict":
+            listed += self._sources.listing()
             listed += self._gatekeeper.force.listing(self._identities.record)
         return listed
 
@@ -63,11 +66,16 @@ class Commands:
         else:
             selectors = [Order.make(_order(request)).selector]
         cleared = sum(self._orders.clear(selector) for selector in selectors)
-        if not cleared and not request.get("all"):
+        lifted: list[str] = []
+        if not request.get("all") and selectors[0][:2] == ("verdict", "source"):
+            lifted = self._sources.lift(selectors[0][2])
+        if not cleared and not lifted and not request.get("all"):
             raise UsageError("There is no such setting", hint="`list` shows what is set.")
         await self._changed()
-        self._journal.note("command", action="clear", kind=kind, selectors=[list(one) for one in selectors])
-        return {"cleared": cleared}
+        self._journal.note(
+            "command", action="clear", kind=kind, selectors=[list(one) for one in selectors], lifted=lifted
+        )
+        return {"cleared": cleared + len(lifted)}
 
 
 def _kind(request: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:
     if generic:
         return Feature(name, State.DEGRADED, f"generic, after the driver, on {', '.join(generic)}")
     if all(mode == "off" for mode in xdp.values()):
-        return Feature(name, State.ACTIVE, "attached while a source is denied: none is")
+        return Feature(name, State.ACTIVE, "attached while a source is denied or limited: none is")
     return Feature(name, State.ACTIVE)
 
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from engine.abi.numbers import SHAPES_MAX, FlowFlag, KernelVerdict, NameClass, OpenedBy, Shape
-from engine.abi.records import ConnectKey, FlowKey, InboundFlow, NameKey, Plan, SourceKey, VerdictEntry
+from engine.abi.records import ConnectKey, FlowKey, InboundFlow, NameKey, Plan, VerdictEntry
 from engine.model import net
 from engine.model.decision import Decision, Reason
 from engine.model.facts import Name, NameState
 from engine.policy.judge import Judge
-from engine.policy.prepare import Network, Policy
+from engine.policy.prepare import Policy
 from engine.ports import Gate, MapFullError
 from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, InboundPlace, Reach
-from engine.runtime.identify import network_bits
 from engine.runtime.identity import ExeRecord
 
 _NARROW = 1 << 15
@@ -73,7 +72,6 @@ class Force:
         self._narrow: OrderedDict[int, Installed] = OrderedDict()
         """Entries of one flow alone: as many as the kernel may still refer to."""
         self._standing: dict[Reach, int] = {}
-        self._sources: list[SourceKey] = []
         self._classes: dict[ConnectKey, int] = {}
         self._connect_shapes: tuple[int, ...] = ()
         self._name_shapes: tuple[int, ...] = ()
@@ -93,16 +91,6 @@ class Force:
     def begin(self) -> None:
         """Write the plan: before the generation number, so that the gate never meets a number without one."""
         self._gate.set_plan(Plan(self.number, self._connect_shapes, self._name_shapes, self.judges_inbound))
-
-    def deny_sources(self, networks: Iterable[Network]) -> None:
-        """Write the prefixes that the policy denies as sources."""
-        entries = []
-        for network in networks:
-            address, bits = network_bits(network)
-            key = SourceKey(self.number, address, bits)
-            entries.append((key, VerdictEntry(KernelVerdict.DENY, self.numbering.next_entry())))
-            self._sources.append(key)
-        self._gate.put_sources(entries)
 
     def install(
         self,
@@ -214,7 +202,6 @@ class Force:
                 value = name_key.reversed_name.rstrip(b"\0")[::-1].decode("ascii", "replace")
                 where = Reach(of_class[name_key.name_class], name_key.reversed_name)
                 self._restored(entry, Name(value, NameState.COMPLETE), where)
-        self._sources = [key for key, _ in self._gate.source_entries() if key.generation == self.number]
         return len(self._wide)
 
     def _restored(self, entry: VerdictEntry, name: Name, where: Reach) -> None:
@@ -264,14 +251,12 @@ class Force:
 
     def withdraw(self) -> int:
         """Remove everything of this generation, which is no longer in force. Return how many entries."""
-        removed = len(self._standing) + len(self._sources)
+        removed = len(self._standing)
         for where in self._standing:
             self._remove(where)
         for key in self._classes:
             self._gate.remove_class(key)
-        for source in self._sources:
-            self._gate.remove_source(source)
-        self._standing, self._classes, self._sources = {}, {}, []
+        self._standing, self._classes = {}, {}
         return removed
 
     def _remove(self, where: Reach) -> None:
@@ -304,5 +289,4 @@ def purge(gate: Gate, number: int) -> int:
     removed = [gate.remove_connect(key) for key, _ in gate.connect_entries() if key.generation != number]
     removed += [gate.remove_name(key) for key, _ in gate.name_entries() if key.name_class in gone]
     removed += [gate.remove_class(key) for key in classes]
-    removed += [gate.remove_source(key) for key, _ in gate.source_entries() if key.generation not in (0, number)]
     return sum(removed)

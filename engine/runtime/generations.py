@@ -16,12 +16,14 @@ from engine.model.decision import Verdict
 from engine.model.posture import Condition
 from engine.policy.bundle import Bundle
 from engine.policy.prepare import Policy, Workshop
+from engine.policy.sources import SourceRules
 from engine.ports import Gate, MapFullError
 from engine.runtime.force import Force, Numbering, purge
 from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identify import Identifier
 from engine.runtime.journal import Journal
 from engine.runtime.reload import Switch
+from engine.runtime.sources import Sources
 from engine.runtime.statefiles import StateDir
 from engine.runtime.troubles import Troubles
 
@@ -67,7 +69,7 @@ class Generations:
         return force
 
     def attach(
-        self, gatekeeper: Gatekeeper, identifier: Identifier, journal: Journal, troubles: Troubles,
+        self, gatekeeper: Gatekeeper, identifier: Identifier, journal: Journal, sources: Sources, troubles: Troubles,
         changed: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         """Take the rooms that the first generation had to be there for."""
@@ -75,18 +77,19 @@ class Generations:
         self._gatekeeper = gatekeeper
         self._identifier = identifier
         self._journal = journal
+        self._sources = sources
         self._troubles = troubles
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Put the first generation in force."""
         force = self._gatekeeper.force
         policy = force.policy
         force.begin()
-        if not self.restored:
-            force.deny_sources(policy.source_deny)
+        await self._sources.prepare(force.number, SourceRules(policy.source_deny), standing=self.restored)
         self._gate.set_generation(force.number)
         if not self.restored:
             purge(self._gate, force.number)
+        await self._sources.retire(force.number)
         self._say(force.number, policy.bundle)
         self._journal.note(
             "policy", number=force.number, digest=policy.bundle.digest, commit=policy.bundle.commit or "",
@@ -111,7 +114,7 @@ class Generations:
             force = self._force(old.number + 1, policy)
             self.candidate = policy
             await self._changed()  # the gate looks for denied sources before the first one stands
-            switch = Switch(self._gate, self._gatekeeper, self._identifier, self._config.mode)
+            switch = Switch(self._gate, self._gatekeeper, self._identifier, self._sources, self._config.mode)
             try:
                 done = await switch.to(force)
             except SallyportError as error:

@@ -23,6 +23,7 @@ from engine.config import Mode
 from engine.errors import SallyportError
 from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import Event, Facts, Name, NameState
+from engine.policy.sources import SourceRules
 from engine.ports import Gate
 from engine.protocols import packet as packets
 from engine.runtime.entries import reach
@@ -30,6 +31,7 @@ from engine.runtime.flows import Flow
 from engine.runtime.force import Force
 from engine.runtime.gatekeeper import Gatekeeper, now, numbers, place
 from engine.runtime.identify import Identifier
+from engine.runtime.sources import Sources
 
 _KEEP_OLD = 5.0
 """Seconds: far beyond any program run, and time for frames held under the old generation to be answered."""
@@ -47,8 +49,11 @@ class Switched:
 class Switch:
     """Puts a prepared generation in force."""
 
-    def __init__(self, gate: Gate, gatekeeper: Gatekeeper, identifier: Identifier, mode: Mode) -> None:
+    def __init__(
+        self, gate: Gate, gatekeeper: Gatekeeper, identifier: Identifier, sources: Sources, mode: Mode
+    ) -> None:
         self._gate = gate
+        self._sources = sources
         self._gatekeeper = gatekeeper
         self._identifier = identifier
         self._enforcing = mode is Mode.ENFORCE
@@ -61,7 +66,7 @@ class Switch:
         old = gatekeeper.force
         force.begin()
         try:
-            force.deny_sources(force.policy.source_deny)
+            await self._sources.prepare(force.number, SourceRules(force.policy.source_deny))
         except SallyportError:
             # The next candidate gets the same number: nothing of this one may stand under it.
             force.withdraw()
@@ -122,6 +127,10 @@ class Switch:
 
     def _retire(self, old: Force) -> None:
         old.withdraw()
-        task = asyncio.get_running_loop().create_task(old.policy.close())
+        task = asyncio.get_running_loop().create_task(self._close(old))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _close(self, old: Force) -> None:
+        await self._sources.retire(self._gatekeeper.force.number)
+        await old.policy.close()

@@ -18,6 +18,7 @@ from engine.kernel.order import Detached, Loaded
 from engine.kernel.pins import Pins
 from engine.kernel.ring import Ring, open_ring
 from engine.kernel.sockdiag import SockDiag
+from engine.kernel.sources import KernelSources
 from engine.model.posture import Condition, Posture
 
 _HEARTBEAT_MAX = 2.0
@@ -32,6 +33,7 @@ class Machine:
         self._config = config
         self.loaded = loaded
         self.gate = KernelGate(pins.maps)
+        self.sources = KernelSources(pins.maps)
         # Nobody else may say of a frame that it has been judged.
         self._mark = 1 + secrets.randbelow(0xFFFFFFFF)
         self.hold = Hold(pins.held_device, _HOLD_BYTES, self._mark)
@@ -84,6 +86,7 @@ class Machine:
         self.hold.close()
         self.diag.close()
         self.ring.close()
+        self.sources.close()
         self.gate.close()
 
 

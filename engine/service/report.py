@@ -19,15 +19,16 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.config import Config
 from engine.runtime.features import Feature
 from engine.runtime.gatekeeper import Gatekeeper
+from engine.runtime.sources import Sources
 from engine.service.machine import Machine
 
 
 async def document(
     config: Config, cgroup: Path, machine: Machine, gatekeeper: Gatekeeper, log: AuditLog, alerts: Dispatcher,
-    generation: Generation, features: list[Feature], problems: list[str],
+    sources: Sources, generation: Generation, features: list[Feature], problems: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status. Counting map entries walks the maps, so that is done in a thread."""
-    fill = await asyncio.to_thread(machine.gate.fill)
+    fill = await asyncio.to_thread(lambda: machine.gate.fill() | machine.sources.fill())
     state = log.state
     redirected, taken = machine.gate.hold_queue()
     evaluator = gatekeeper.force.policy.evaluator
@@ -53,6 +54,7 @@ async def document(
         "features": {one.name: {"state": one.state.value, "why": one.why} for one in features},
         "posture": config.posture.document(),
         "counters": counters,
+        "sources": sources.status(),
         "hold": {
             "redirected": redirected, "taken": taken, **asdict(machine.hold.counts), **asdict(gatekeeper.counts),
             "flows": len(gatekeeper.flows),

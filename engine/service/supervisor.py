@@ -22,6 +22,7 @@ from audit.errors import AuditError
 from audit.log import AuditLog
 from engine import __version__
 from engine.abi.numbers import LOSSES, Counter, Present
+from engine.abi.source import SOURCE_LOSSES, SourceCounter
 from engine.alerts.alert import Kind
 from engine.alerts.dispatcher import Dispatcher
 from engine.alerts.sink import Sink
@@ -53,6 +54,7 @@ from engine.runtime.owners import Owners
 from engine.runtime.remotes import remotes
 from engine.runtime.resolutions import CAPACITY, Resolutions
 from engine.runtime.resolvers import Resolvers
+from engine.runtime.sources import Sources
 from engine.runtime.statefiles import StateDir
 from engine.runtime.telling import Telling
 from engine.runtime.troubles import Troubles
@@ -91,10 +93,11 @@ class Supervisor:
         self._pins = Pins.of(config.state_dir)
         self._mount = find_mount(Path("/proc/self/mountinfo").read_text())
         self._stop = asyncio.Event()
-        self._sources = asyncio.Lock()
+        self._attaching = asyncio.Lock()
         self._hangups: set[asyncio.Task[None]] = set()
         self._ends = contextlib.AsyncExitStack()
         self._seen: dict[Counter, int] = {}
+        self._seen_sources: dict[SourceCounter, int] = {}
         self._written = 0
         self._detached = False
 
@@ -166,6 +169,7 @@ class Supervisor:
         self._ends.callback(self._machine.close)
         gate = self._machine.gate
         self._seen = gate.counters()
+        self._seen_sources = self._machine.sources.counters()
         records = self._state.executables()
         self._identities = Identities(base=max((record.id for record in records), default=0), capacity=_EXECUTABLES)
         self._identities.restore(records)
@@ -194,10 +198,16 @@ class Supervisor:
         self._ends.push_async_callback(self._gatekeeper.settle)
         self._troubles = Troubles(self._alerts, self._journal, lambda: self._gatekeeper.force.number)
         self._maps_gauge = Gauge(self._troubles)
+        self._sources = Sources(
+            self._machine.sources, self._journal, self._alerts.submit,
+            lambda index: self._machine.interfaces.get(index, ""), taken_over=loaded.taken_over,
+        )  # fmt: skip
         self._telling = Telling(
             self._gatekeeper, identifier, self._journal, self._orders.reason, resolutions=resolutions
         )
-        self._generations.attach(self._gatekeeper, identifier, self._journal, self._troubles, self._follow)
+        self._generations.attach(
+            self._gatekeeper, identifier, self._journal, self._sources, self._troubles, self._follow
+        )
 
     async def _begin(self) -> None:
         """Put everything in force. The switch to the configured mode is the last write but the generation's."""
@@ -206,7 +216,7 @@ class Supervisor:
         places = await remotes(self._folder) if self._config.management.git_remote else ()
         self._machine.gate.beat()
         self._orders.start((*self._config.never_denied(), *spared, *places))
-        self._generations.begin()
+        await self._generations.begin()
         await self._follow()
         self._interfaces = Interfaces(
             self._config.interfaces, self._config.inside, self._pins, self._machine, self._troubles, self._follow
@@ -230,8 +240,8 @@ class Supervisor:
         self._cuts = self._machine.diag.can_destroy()
         print(features.text(self._features()), file=sys.stderr, end="", flush=True)
         commands = Commands(
-            self._orders, self._gatekeeper, self._identities, self._journal, self._status, self._generations.reload,
-            self._follow,
+            self._orders, self._gatekeeper, self._identities, self._journal, self._sources, self._status,
+            self._generations.reload, self._follow,
         )  # fmt: skip
         control = ControlServer(self._state.control, commands)
         await control.start()
@@ -302,7 +312,11 @@ class Supervisor:
             asyncio.get_running_loop().call_soon(self._on_events)
 
     def _on_record(self, record: bytes) -> None:
-        self._guarded(self._telling.record, record, "an event")
+        self._guarded(self._tell, record, "an event")
+
+    def _tell(self, record: bytes) -> None:
+        if not self._sources.record(record):
+            self._telling.record(record)
 
     def _guarded(self, handle: Callable[[bytes], None], data: bytes, what: str) -> None:
         """One bad input must not stop the ones behind it: it is dropped, which is closed, and everybody hears."""
@@ -348,6 +362,11 @@ class Supervisor:
             before, self._seen[counter] = self._seen[counter], value
             if counter in LOSSES and value > before:
                 self._troubles.loss(value - before, f"kernel: {counter.name.lower()}")
+        for source_counter, value in self._machine.sources.counters().items():
+            before, self._seen_sources[source_counter] = self._seen_sources[source_counter], value
+            if source_counter in SOURCE_LOSSES and value > before:
+                self._troubles.loss(value - before, f"kernel: {source_counter.name.lower()}")
+        self._sources.look()
         self._gatekeeper.force.sweep()
         expired = self._orders.expire()
         for order in expired:
@@ -374,7 +393,9 @@ class Supervisor:
             await asyncio.sleep(min(max(_FILL_LEAST, 50 * took), _FILL_MOST))
 
     async def _look_at_maps(self) -> None:
-        self._maps_gauge.read(await asyncio.to_thread(self._machine.gate.fill))
+        self._maps_gauge.read(
+            await asyncio.to_thread(lambda: self._machine.gate.fill() | self._machine.sources.fill())
+        )
 
     async def _follow_policy(self) -> None:
         async for _ in self._watcher:
@@ -411,7 +432,7 @@ class Supervisor:
         present = self._orders.present()
         self._switch(present)
         denied = bool(present & Present.SET_SOURCE) or self._sources_denied()
-        async with self._sources:
+        async with self._attaching:
             try:
                 await self._machine.guard_sources(wanted=denied and self._config.xdp_mode is not XdpMode.OFF)
             except KernelError as error:
@@ -432,7 +453,7 @@ class Supervisor:
     async def _status(self) -> dict[str, Any]:
         return await report.document(
             self._config, self._config.cgroup or self._mount, self._machine, self._gatekeeper, self._log,
-            self._alerts, self._generations.standing, self._features(), self._troubles.standing,
+            self._alerts, self._sources, self._generations.standing, self._features(), self._troubles.standing,
         )  # fmt: skip
 
     def _features(self) -> list[features.Feature]:

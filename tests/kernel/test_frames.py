@@ -6,9 +6,8 @@ import struct
 
 import pytest
 
-from engine.abi.numbers import Counter, FlowFlag, KernelVerdict, Mode, PostureBit, Present
-from engine.abi.records import SourceKey, VerdictEntry
-from tests.kernel.lab import ALLOW, DENY, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, UDP, Lab, Watch, key
+from engine.abi.numbers import Counter, FlowFlag, Mode, PostureBit
+from tests.kernel.lab import DENY, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, UDP, Watch, key
 from tests.support import captures as build
 from tests.support.netns import Wire
 
@@ -131,89 +130,3 @@ def test_a_super_packet_is_held_whole(watch: Watch, near: Wire) -> None:
     frame = build.ethernet(build.ipv4(17, build.udp(40000, 53, bytes(1400)), **OUTSIDERS[4]))
     near.send(frame)
     assert len(watch.held().packet.payload) == 1400
-
-
-# ---- sources
-
-
-@pytest.fixture(scope="module")
-def guarded(loaded_lab: Lab) -> str:
-    return loaded_lab.guard_sources()
-
-
-def sources(watch: Watch, generation: int, *prefixes: tuple[str, int], entry: VerdictEntry = DENY) -> None:
-    watch.gate.put_sources([(SourceKey(generation, key(address), bits), entry) for address, bits in prefixes])
-
-
-def arriving(source: str, *, vlans: tuple[int, ...] = (), number: int = 1) -> bytes:
-    payload = build.udp(number, 9, b"from outside")
-    if ":" in source:
-        return build.ethernet(build.ipv6(17, payload, src=source, dst=INSIDE6), vlans=vlans)
-    return build.ethernet(build.ipv4(17, payload, src=source, dst=INSIDE), vlans=vlans)
-
-
-@pytest.mark.parametrize("vlans", [(), (5,)])
-@pytest.mark.parametrize(
-    ("prefix", "source", "dropped"),
-    [
-        (("192.0.2.7", 128), "192.0.2.7", True),
-        (("192.0.2.7", 128), "192.0.2.8", False),
-        (("192.0.2.0", 96 + 24), "192.0.2.255", True),
-        (("192.0.2.0", 96 + 24), "192.0.3.0", False),
-        (("192.0.2.0", 96 + 31), "192.0.2.1", True),
-        (("192.0.2.0", 96 + 31), "192.0.2.2", False),
-        (("0.0.0.0", 96), "203.0.113.9", True),  # noqa: S104
-        (("0.0.0.0", 96), "2001:db8::1", False),  # noqa: S104
-        (("2001:db8::", 32), "2001:db8:ffff::1", True),
-        (("2001:db8::", 32), "2001:db9::1", False),
-        (("2001:db8::1", 128), "2001:db8::1", True),
-        (("2001:db8::1", 127), "2001:db8::2", False),
-    ],
-)
-@pytest.mark.usefixtures("guarded")
-def test_a_denied_source_is_dropped_before_the_stack(
-    watch: Watch, near: Wire, wire: Wire, vlans: tuple[int, ...], prefix: tuple[str, int], source: str, dropped: bool
-) -> None:
-    sources(watch, watch.generation, prefix)
-    watch.configure(present=Present.SOURCE)
-    frame = arriving(source, vlans=vlans)
-    wire.send(frame)
-    assert (frame in near.until_mark(wire.mark())) is not dropped
-    assert watch.counted() == ({Counter.DROPPED_SOURCE: 1} if dropped else {})
-
-
-@pytest.mark.usefixtures("guarded")
-def test_while_observing_a_denied_source_only_counts(watch: Watch, near: Wire, wire: Wire) -> None:
-    sources(watch, watch.generation, ("192.0.2.7", 128))
-    watch.configure(present=Present.SOURCE, mode=Mode.OBSERVE)
-    frame = arriving("192.0.2.7")
-    wire.send(frame)
-    assert frame in near.until_mark(wire.mark())
-    assert watch.counted() == {Counter.WOULD_DROP: 1}
-
-
-@pytest.mark.usefixtures("guarded")
-def test_a_persons_word_about_a_source_is_stronger_and_outlives_generations(
-    watch: Watch, near: Wire, wire: Wire
-) -> None:
-    sources(watch, 0, ("192.0.2.7", 128))
-    sources(watch, 0, ("192.0.2.8", 128), entry=ALLOW)
-    sources(watch, watch.generation, ("192.0.2.8", 128), ("192.0.2.9", 128))
-    watch.configure(present=Present.SOURCE | Present.SET_SOURCE)
-    for source in (7, 8, 9):
-        wire.send(arriving(f"192.0.2.{source}"))
-    seen = near.until_mark(wire.mark())
-    assert [arriving(f"192.0.2.{source}") in seen for source in (7, 8, 9)] == [False, True, False]
-    watch.flip()
-    for source in (7, 8, 9):
-        wire.send(arriving(f"192.0.2.{source}", number=2))
-    seen = near.until_mark(wire.mark())
-    assert [arriving(f"192.0.2.{source}", number=2) in seen for source in (7, 8, 9)] == [False, True, True]
-
-
-@pytest.mark.usefixtures("guarded")
-def test_a_source_verdict_ends_with_its_time(watch: Watch, near: Wire, wire: Wire) -> None:
-    sources(watch, watch.generation, ("192.0.2.7", 128), entry=VerdictEntry(KernelVerdict.DENY, 1, expires=1))
-    watch.configure(present=Present.SOURCE)
-    wire.send(arriving("192.0.2.7"))
-    assert arriving("192.0.2.7") in near.until_mark(wire.mark())

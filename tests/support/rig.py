@@ -35,10 +35,12 @@ from engine.runtime.identify import Identifier
 from engine.runtime.identity import ExeRecord, Identities
 from engine.runtime.orders import Orders
 from engine.runtime.owners import Owners
+from engine.runtime.sources import Sources
 from engine.runtime.telling import Telling
 from tests.support import captures
 from tests.support.egress import NOBODY, Egress, Judged, Outcome, Socket, record
 from tests.support.simulator import SimulatedGate
+from tests.support.source_maps import SimulatedSources
 
 T = TypeVar("T")
 VNET = bytes(VNET_BYTES)
@@ -230,6 +232,14 @@ class Rig:
             alerts=cast("Any", self), flows=FlowTable(flows), bounds=bounds or HoldBounds(), posture=self.posture,
             orders=self.orders, force=self.force(1),
         )  # fmt: skip
+        self.source_maps = SimulatedSources(self.calls, (sizes or {}).get("source_prefixes", 1 << 20))
+        self.sources = Sources(
+            self.source_maps,
+            cast("Any", self.diary),
+            self.alerts.append,
+            lambda index: {7: "eth0"}[index],
+            clock=self.gate.clock,
+        )
         self.telling = Telling(self.gatekeeper, self.identifier, cast("Any", self.diary), self.orders.reason)
         self.set_present(Present(0))
         self.gatekeeper.force.begin()

@@ -188,7 +188,7 @@ class World:
         self.default = self.rig.default = self.chance.choice(EFFECTS)
         self.rig.rules = [table.rule for table in self.tables]
         force = self.rig.force(gatekeeper.force.number + 1, self.evaluator())
-        await Switch(self.rig.gate, gatekeeper, self.rig.identifier, Mode.ENFORCE).to(force)
+        await Switch(self.rig.gate, gatekeeper, self.rig.identifier, self.rig.sources, Mode.ENFORCE).to(force)
 
     async def goes_on(self, one: Progress) -> None:
         """A flow that passed under the old policy sends again: the new one decides, by what the flow began with."""

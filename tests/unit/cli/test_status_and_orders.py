@@ -20,6 +20,15 @@ STATUS: dict[str, Any] = {
     "programs": {"gate_egress": {"id": 1, "instructions": 900, "verified": 40_000}},
     "maps": {"destinations": {"entries": 1, "max": 10}}, "evaluator": {"name": "embedded", "restarts": 0},
     "features": {"XDP": {"state": "active", "why": ""}}, "posture": {"engine_absent": "closed"},
+    "sources": {
+        "blocked": 1, "counters": {"blocks": 1, "spared": 0}, "tcp_flags": {"syn": 3, "fin": 0},
+        "blocks": [
+            {
+                "source": "203.0.113.9", "cause": "scan", "seconds_left": 12.5, "dropped": 4, "ports": 100, "syns": 101,
+                "unanswered": 99, "observed": False,
+            }
+        ],
+    },
     "counters": {"held_connect": 5, "would_drop": 0}, "losses": {"lost_event": 0, "held_frames": 2},
     "audit": {"status": "open", "queued": 0, "durable": 9, "lost": 0, "head": 9, "key": "k"},
 }  # fmt: skip

@@ -30,8 +30,9 @@ class Office:
             return "reloaded"
 
         self.commands = Commands(
-            self.rig.orders, self.rig.gatekeeper, self.rig.people, cast("Any", self.rig.diary), status, reload, changed
-        )
+            self.rig.orders, self.rig.gatekeeper, self.rig.people, cast("Any", self.rig.diary), self.rig.sources,
+            status, reload, changed,
+        )  # fmt: skip
 
     async def ask(self, command: str, **request: Any) -> Any:
         return await self.commands({"command": command, **request})

@@ -42,7 +42,7 @@ async def under_way(rig: Rig, hello: bytes = GOOD, **client: int) -> Client:
 
 async def switch(rig: Rig, evaluator: Spoken, mode: ConfigMode = ConfigMode.ENFORCE, **policy: object) -> Switched:
     force = rig.force(rig.gatekeeper.force.number + 1, evaluator, **policy)
-    return await Switch(rig.gate, rig.gatekeeper, rig.identifier, mode).to(force)
+    return await Switch(rig.gate, rig.gatekeeper, rig.identifier, rig.sources, mode).to(force)
 
 
 def test_plan_and_entries_before_the_number_and_the_cut_before_it_too(rig: Rig) -> None:
@@ -201,18 +201,18 @@ def test_the_old_entries_go_some_seconds_later_and_the_old_policy_with_them(rig:
 
 def test_a_candidate_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
     async def scene() -> None:
-        rig = Rig(tmp_path, deny_names(), sizes={"source_verdicts": 1})
+        rig = Rig(tmp_path, deny_names(), sizes={"source_prefixes": 1})
         client = await under_way(rig)
         networks = tuple(ipaddress.ip_network(prefix) for prefix in ("203.0.113.0/24", "192.0.2.0/24"))
         with pytest.raises(MapFullError):
             await switch(rig, Spoken(deny_names("good.example")), source_deny=networks)
         assert rig.gate.generation() == rig.gatekeeper.force.number == 1
         # The next candidate gets the same number: it must not find the prefixes of this one under it.
-        assert rig.gate.source_entries() == []
+        assert (rig.source_maps.hashed, rig.source_maps.trie) == ({}, {})
         assert rig.cuts == []
         assert client.send(client.tcp(b"x", at=len(GOOD))).outcome is Outcome.PASS
         await switch(rig, Spoken(deny_names()), source_deny=networks[:1])
-        assert [key for key, _ in rig.gate.source_entries()] == [SourceKey(2, bytes(10) + b"\xff\xff\xcb\0\x71\0", 120)]
+        assert list(rig.source_maps.trie) == [SourceKey(2, bytes(10) + b"\xff\xff\xcb\0\x71\0", 120)]
 
     run(scene())
 
