@@ -10,7 +10,7 @@ from engine.runtime.troubles import Troubles
 
 ALARM, CALM = 0.8, 0.7
 """Told above the one, and again only after it fell below the other: a map that hovers there is told of once."""
-EVICTING = frozenset({"flow_verdicts", "inbound_flows", "held", "processes"})
+EVICTING = frozenset({"flow_verdicts", "inbound_flows", "held", "processes", "tracked", "blocked"})
 """Maps that make room by themselves: full is how they are."""
 
 
