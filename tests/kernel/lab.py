@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from engine.abi.numbers import Counter, EventType, KernelVerdict, Mode, Shape
 from engine.abi.records import (
@@ -33,7 +34,7 @@ from engine.abi.records import (
     VerdictEntry,
     VerdictEvent,
 )
-from engine.kernel import attach, libbpf
+from engine.kernel import attach, cache, libbpf
 from engine.kernel.detach import detach
 from engine.kernel.gate import KernelGate
 from engine.kernel.hold import VNET_BYTES, Hold
@@ -55,6 +56,10 @@ UNDECIDED = VerdictEntry(KernelVerdict.UNDECIDED, 3)
 MINUTE = 60 * 10**9
 NOISE = frozenset({Counter.PASSED_NOT_IP, Counter.PASSED_LINK_CONTROL})
 """ARP and neighbour discovery: the kernel's own talk, which comes when it likes."""
+
+
+_KEPT: list[bytes] = []
+"""The programs that the first lab compiled, for those after it."""
 
 
 def key(address: str) -> bytes:
@@ -101,15 +106,28 @@ class Lab:
             "pid": os.getpid(), **changes,
         }  # fmt: skip
 
-    def load(self, **changes: object) -> Loaded:
-        """Run the loader as the engine does. Raises what it answers."""
+    def load(
+        self, *, programs: Literal["kept", "compiled", ""] = "", env: Mapping[str, str] | None = None, **changes: object
+    ) -> Loaded:
+        """Run the loader as the engine does. Raises what it answers.
+
+        `programs`: where they must have come from. "": they are compiled once in a run of the tests, and every other
+        lab has what the first one kept.
+        """
+        if not programs and not (self.state / cache.NAME).exists() and _KEPT:
+            (self.state / cache.NAME).write_bytes(_KEPT[0])
+            (self.state / cache.NAME).chmod(0o600)
         done = subprocess.run(
-            self.inside.command(sys.executable, "-m", "engine.kernel.process"),
+            self.inside.command(sys.executable, "-m", "engine.kernel.process"), env={**os.environ, **(env or {})},
             input=json.dumps(self.order(**changes)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         self.loaded = reply(done.stdout)
         self.program_ids |= {program["id"] for program in self.loaded.programs.values()}
+        if programs:
+            assert ("compiled" if self.loaded.compiled_because else "kept") == programs, self.loaded
+        elif not changes and self.loaded.compiled_because and not self.loaded.not_kept_because:
+            _KEPT[:] = [(self.state / cache.NAME).read_bytes()]
         return self.loaded
 
     def guard_sources(self, mode: str = "auto") -> str:
