@@ -1,56 +1,120 @@
-"""`python -m tests.bench`: take every figure, print the table, write docs/bench.json."""
+"""`python -m tests.bench [--quick]`: take every figure, print the table, write docs/bench.json and docs/benchmarks.md.
+
+`--quick` takes every row with few rounds, to see that the benchmark works: it writes nothing.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from engine.errors import SallyportError
 from engine.lab.interruption import Interruption, interruptible
 from engine.lab.place import ROOT
-from tests.bench import connections, engine_cost, events, throughput
-from tests.bench.figures import Report, write
-from tests.bench.site import open_site
+from tests.bench import connections, engine_cost, events, filling, iperf, programs, reload, throughput
+from tests.bench.figures import Report, Row, write, write_table
+from tests.bench.site import Site, open_site
 
 OUTPUT = ROOT / "docs" / "bench.json"
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+ENTRIES = 10_000
+MANY = 500_000
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    quick = arguments == ["--quick"]
+    if arguments and not quick:
+        print("usage: python -m tests.bench [--quick]", file=sys.stderr)
+        return 2
     began = time.monotonic()
     report = Report()
-
-    def say(what: str) -> None:
-        print(f"[{time.monotonic() - began:5.0f} s] {what}", file=sys.stderr, flush=True)
-
     try:
         with interruptible(), open_site() as site:
-            binary = site.compile("lane.c")
-            say("start to enforcing")
-            report.add(engine_cost.START, engine_cost.start(site))
-            say("TLS connections")
-            report.add(connections.METHOD, connections.measure(site))
-            report.add(engine_cost.MEMORY, engine_cost.memory(site))
-            say("bulk")
-            report.add(throughput.METHOD, throughput.bulk(site, binary))
-            say("short connections")
-            report.add(throughput.METHOD + throughput.CONNECTIONS, throughput.short(site, binary))
-            say("iperf3")
-            report.add(throughput.IPERF, throughput.iperf(site))
-            say("events")
-            report.add(events.METHOD, events.measure(site, binary))
-            say("clearing up")
+            for what, method, take in _rows(site, quick=quick):
+                print(f"[{time.monotonic() - began:5.0f} s] {what}", file=sys.stderr, flush=True)
+                report.add(method, take())
+            print(f"[{time.monotonic() - began:5.0f} s] clearing up", file=sys.stderr, flush=True)
     except SallyportError as error:
         print(error.diagnostics(), file=sys.stderr)
         return error.exit_code
     except Interruption as interruption:
         print("bench: interrupted; everything is taken away", file=sys.stderr)
         return 128 + interruption.number
-    write(OUTPUT, report.document(time.monotonic() - began))
     print(report.table())
+    if quick:
+        return 0
+    write(OUTPUT, report.document(time.monotonic() - began))
+    write_table(DOCUMENT, report.markdown())
     missed = [row.name for row in report.rows if row.met is False]
-    print(f"\n{OUTPUT.relative_to(ROOT)} is written. Goals missed: {', '.join(missed) or 'none'}.")
+    written = " and ".join(str(path.relative_to(ROOT)) for path in (OUTPUT, DOCUMENT))
+    print(f"\n{written} are written. Goals missed: {', '.join(missed) or 'none'}.")
     return 0
 
 
+def _rows(site: Site, *, quick: bool) -> Iterator[tuple[str, str, Callable[[], list[Row]]]]:
+    """Yield (what it is about, method, what takes the rows), in an order in which none disturbs the next."""
+    binary = site.compile("lane.c")
+
+    def rounds(full: int, short: int) -> int:
+        return short if quick else full
+
+    def start() -> list[Row]:
+        return engine_cost.start(site, rounds(engine_cost.STARTS, 2), rounds(engine_cost.FIRST_STARTS, 1))
+
+    yield "start to enforcing", engine_cost.START, start
+    yield "verifier", programs.VERIFIER, lambda: programs.verified(site)
+    rules, edits = rounds(reload.RULES, 60), rounds(reload.EDITS, 3)
+    yield f"reload of {rules:,} rules", reload.METHOD, lambda: reload.measure(site, rules, edits)
+    filled = _Filled(site)
+    filled.names(ENTRIES)
+    filled.addresses(ENTRIES)
+    filling.look_there(site)
+    yield "TLS connections", connections.METHOD, lambda: connections.measure(site, rounds(connections.ROUNDS, 60))
+    yield "memory", engine_cost.MEMORY, lambda: engine_cost.memory(site)
+    yield "events", events.METHOD, lambda: events.measure(site, binary, rounds(events.BURSTS, 1))
+    port = 5301
+    for names in (ENTRIES, rounds(MANY, 2 * ENTRIES)):
+        filled.names(names)
+        loaded = f"{names:,} names"
+        each, many = rounds(throughput.CONNECTION_ROUNDS, 4), rounds(throughput.ROUNDS, 4)
+        yield (
+            f"bulk, {loaded}", throughput.METHOD,
+            lambda loaded=loaded, port=port, many=many: throughput.bulk(site, binary, loaded, port, many),
+        )  # fmt: skip
+        yield (
+            f"short connections, {loaded}", throughput.METHOD + throughput.CONNECTIONS,
+            lambda loaded=loaded, port=port, each=each: throughput.short(site, binary, loaded, port + 50, each),
+        )  # fmt: skip
+        port += 100
+    yield "memory of the maps", filling.METHOD, filled.rows
+    yield "iperf3", iperf.METHOD, lambda: iperf.measure(site, rounds(iperf.TURNS, 1))
+    yield "XDP", programs.XDP_METHOD, lambda: programs.sources(site, rounds(programs.PREFIXES, 20_000))
+
+
+class _Filled:
+    """How far the maps are filled, and what that took."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._maps: Path = site.gate.pins.maps
+        self._names = self._name_bytes = self._addresses = self._address_bytes = 0
+
+    def names(self, count: int) -> None:
+        self._name_bytes += filling.names(self._site, self._names, count - self._names)
+        self._names = count
+
+    def addresses(self, count: int) -> None:
+        self._address_bytes += filling.addresses(self._site, count)
+        self._addresses += count
+
+    def rows(self) -> list[Row]:
+        return [
+            filling.row("name", self._maps / "name_verdicts", self._name_bytes, self._names),
+            filling.row("address", self._maps / "destinations", self._address_bytes, self._addresses),
+        ]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

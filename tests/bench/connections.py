@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,19 +15,25 @@ from engine.lab.errors import LabError
 from engine.lab.gate import Since
 from tests.bench.figures import Row, at_most, quantile, resampled
 from tests.bench.program import Program
-from tests.bench.site import BARE, GUARDED, Site
+from tests.bench.site import BARE, DENIED_SUFFIX, GUARDED, Site
 
 METHOD = (
-    "connect + TLS 1.3 handshake + 1 byte from the server, timed by the client; Python's ssl on both ends, each mode a "
-    "client process of its own, all modes shuffled within every round, one connection at a time. Policy: the starter "
-    "library, default allow. unseen: a name never used before, at an address that has been used; the policy is asked "
-    "while the hello is held. new address: neither the name nor the address was used before, so the first packet is "
-    "held too. known: the same name each time, decided by the kernel. ours: quantile through the gate less that of the "
-    "bare wire from outside of the control group; baseline: the bare quantile; ratio: the one by the other; spread: "
-    "90 % of 400 resamples of the rounds. The control is a second bare client."
+    "connect + TLS 1.3 handshake + 1 byte from the server, timed by the client; Python's ssl on both ends, each mode "
+    "a client process of its own, all modes shuffled within every round, one connection at a time. Policy: the "
+    "starter library, default allow. unseen: a name never used before, at an address that has been used; the policy "
+    "is asked while the hello is held. new address: neither the name nor the address was used before, so the first "
+    "packet is held too. known: the same name each time, decided by the kernel. ours: quantile through the gate less "
+    "that of the bare wire from outside of the control group; baseline: the bare quantile; ratio: the one by the "
+    "other; spread: 90 % of 400 resamples of the rounds. The control is a second bare client. 'payload at the "
+    "server': bytes of TCP payload that a capture (AF_PACKET) at the server's end of the guarded wire sees of "
+    "connections whose unseen name the policy denies, half a second of retransmissions included; baseline: of as "
+    "many that it allows, in the same way."
 )
 ROUNDS = 1500
 _WARM = 30
+_DENIED = 200
+_RETRANSMITTED = 0.5
+"""Seconds in which a hello that was dropped in silence would have come again."""
 _PORT = 4433
 _KNOWN = "known-0123456789ab.bench.example"
 _ENDS = str(Path(__file__).with_name("tls_ends.py"))
@@ -81,10 +88,39 @@ def measure(site: Site, rounds: int = ROUNDS) -> list[Row]:
             for mode in order:
                 times[mode].append(once(mode))
         _prove(moved, rounds)
-    rows = _rows("TLS, unseen name", times["unseen"], times["bare"], 1000.0)
-    rows += _rows("TLS, unseen name at a new address", times["new"], times["bare"], 1000.0)
-    rows += _rows("TLS, known name", times["known"], times["bare"], 50.0)
-    return rows + _rows("TLS, bare against itself", times["again"], times["bare"], None)
+        leaked = _leaked(site, clients["unseen"])
+    rows = _rows("TLS, unseen name", times["unseen"], times["bare"], (1000.0, 5000.0))
+    rows += _rows("TLS, unseen name at a new address", times["new"], times["bare"], (1000.0, 5000.0))
+    rows += _rows("TLS, known name", times["known"], times["bare"], (50.0, None))
+    return [*rows, *_rows("TLS, bare against itself", times["again"], times["bare"], (None, None)), leaked]
+
+
+def _leaked(site: Site, client: Program) -> Row:
+    """Try names that the policy denies and that nobody asked for before; a capture at the server's device counts."""
+    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("sniff.py")), "gate1", str(_PORT)]
+    sniff = Program(site.served, words)
+    try:
+        sniff.hear()
+        for _ in range(_DENIED):
+            name = f"{secrets.token_hex(6)}.{DENIED_SUFFIX}"
+            answer = client.ask(f"{GUARDED} {_PORT} {name}")
+            if answer.isdigit():
+                raise LabError(f"{name} is denied and was reached")
+        time.sleep(_RETRANSMITTED)
+        leaked, segments = map(int, sniff.ask("now").split())
+        if segments < _DENIED:
+            raise LabError(f"The capture saw {segments} segments of {_DENIED} connections: it sees nothing")
+        for _ in range(_DENIED):
+            client.ask(f"{GUARDED} {_PORT} {fresh_name()}")
+        allowed, _ = map(int, sniff.ask("now").split())
+        if allowed < 100 * _DENIED:
+            raise LabError(f"The capture saw {allowed} bytes of {_DENIED} allowed connections: it misses some")
+    finally:
+        sniff.close()
+    return Row(
+        "TLS, unseen names that are denied: payload at the server", "B", float(leaked), float(allowed), None,
+        at_most(0.0), _DENIED,
+    )  # fmt: skip
 
 
 def _prove(moved: Since, rounds: int) -> None:
@@ -94,9 +130,9 @@ def _prove(moved: Since, rounds: int) -> None:
         raise LabError(f"{rounds} rounds held {held} hellos and found {hit} names, not {2 * rounds} and {rounds}")
 
 
-def _rows(name: str, ours: Sequence[int], bare: Sequence[int], goal: float | None) -> list[Row]:
+def _rows(name: str, ours: Sequence[int], bare: Sequence[int], goals: tuple[float | None, float | None]) -> list[Row]:
     rows = []
-    for q, word in ((0.5, "p50"), (0.99, "p99")):
+    for q, word, goal in ((0.5, "p50", goals[0]), (0.99, "p99", goals[1])):
 
         def added(a: Sequence[float], b: Sequence[float], q: float = q) -> float:
             return quantile(a, q) - quantile(b, q)
@@ -105,7 +141,7 @@ def _rows(name: str, ours: Sequence[int], bare: Sequence[int], goal: float | Non
         rows.append(
             Row(
                 f"{name}: added {word}", "us", added(ours, bare) / 1000, quantile(bare, q) / 1000,
-                quantile(ours, q) / quantile(bare, q), at_most(goal) if goal and q == 0.5 else None, len(ours),
+                quantile(ours, q) / quantile(bare, q), at_most(goal) if goal else None, len(ours),
                 (low / 1000, high / 1000),
             )
         )  # fmt: skip

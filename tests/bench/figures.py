@@ -29,7 +29,7 @@ class Goal:
     def __str__(self) -> str:
         return f"{self.of} {self.sign} {self.bound:g}"
 
-    def met(self, ours: float, ratio: float | None) -> bool:
+    def met(self, ours: float | None, ratio: float | None) -> bool:
         value = ours if self.of == "ours" else ratio
         if value is None:
             return False
@@ -46,16 +46,18 @@ def at_least(bound: float, of: str = "ours") -> Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """`spread`: two values between which the figure moved in this run; what they are is the method's to say."""
+    """`spread`: two values between which the figure moved in this run; what they are is the method's to say. `ours` is
+    None where nothing could be measured, and `note` says why."""
 
     name: str
     unit: str
-    ours: float
+    ours: float | None
     baseline: float | None = None
     ratio: float | None = None
     goal: Goal | None = None
     n: int = 1
     spread: tuple[float, float] | None = None
+    note: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -66,7 +68,7 @@ class Row:
         return {
             "name": self.name, "unit": self.unit, "ours": _short(self.ours), "baseline": _short(self.baseline),
             "ratio": _short(self.ratio), "goal": None if self.goal is None else str(self.goal), "met": self.met,
-            "n": self.n, "spread": spread,
+            "n": self.n, "spread": spread, **({"note": self.note} if self.note else {}),
         }  # fmt: skip
 
 
@@ -133,6 +135,12 @@ class Report:
                 lines.append("  ".join("-" * width for width in widths))
         return "\n".join(lines)
 
+    def markdown(self) -> str:
+        """The rows as the table of docs/benchmarks.md."""
+        cells = [("figure", "ours", "baseline", "ratio", "goal", "met", "n", "spread"), ("---", *["--:"] * 7)]
+        cells += [tuple(cell.replace("|", "\\|") for cell in _cells(row)) for row in self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
 
 def _cells(row: Row) -> tuple[str, ...]:
     met = {True: "yes", False: "MISS", None: ""}[row.met]
@@ -140,7 +148,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     goal = "" if row.goal is None else str(row.goal)
     baseline = "" if row.baseline is None else _said(row.baseline)
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-    return (f"{row.name} [{row.unit}]", _said(row.ours), baseline, ratio, goal, met, str(row.n), spread)
+    ours = row.note if row.ours is None else _said(row.ours)
+    return (f"{row.name} [{row.unit}]", ours, baseline, ratio, goal, met, str(row.n), spread)
 
 
 def _said(value: float) -> str:
@@ -195,6 +204,21 @@ def _bcc() -> str:
 def write(path: Path, document: dict[str, Any]) -> None:
     """Write the report, owned by whoever owns the folder: this runs as root in a user's checkout."""
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    owner = path.parent.stat()
+    os.chown(path, owner.st_uid, owner.st_gid)
+
+
+MARKS = ("<!-- the figures of bench.json: written by `make bench` -->", "<!-- until here -->")
+
+
+def write_table(path: Path, table: str) -> None:
+    """Put a table between the marks of a document, in the place of the one before. ValueError without the marks."""
+    text = path.read_text()
+    head, begin, rest = text.partition(MARKS[0])
+    _, end, tail = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise ValueError(f"{path} has no place for the table")
+    path.write_text(f"{head}{begin}\n\n{table}\n\n{end}{tail}")
     owner = path.parent.stat()
     os.chown(path, owner.st_uid, owner.st_gid)
 

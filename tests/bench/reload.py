@@ -12,11 +12,11 @@ from tests.bench.site import Site
 RULES = 1000
 METHOD = (
     f"{RULES:,} rules beside the starter library, each a folder with its two tests and its list as data "
-    "(tests/bench/rule_folder.py). One of them is replaced by another text that says something else; the clock runs from "
-    "the rename to the new generation's number in the kernel's map, which is looked at every 0.2 ms. The time for which "
-    "the folder must rest before it is read (0.1 s, settle) is excluded. Everything is on the way: reading all files, check, "
-    "warm-up and tests of what changed, evaluator, flows in progress. ours: median; baseline: the first time, when all of "
-    "the rules are new; spread: smallest and largest."
+    "(tests/bench/rule_folder.py). One of them is replaced by another text that says something else; the clock runs "
+    "from the rename to the new generation's number in the kernel's map, which is looked at every 0.2 ms. The time "
+    "for which the folder must rest before it is read (0.1 s, settle) is excluded. Everything is on the way: reading "
+    "all files, check, warm-up and tests of what changed, evaluator, flows in progress. ours: median; baseline: the "
+    "first time, when all of the rules are new; spread: smallest and largest."
 )
 EDITS = 15
 SETTLE = 0.1

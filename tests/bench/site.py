@@ -10,6 +10,7 @@ group, so that no program of the gate sees anything of it.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,21 @@ from engine.lab.undo import undo, undo_abandoned
 from engine.runtime.cgroups import find_mount
 
 GUARDED, BARE = "198.18.0.2", "198.19.0.2"
+DENIED_SUFFIX = "denied.bench.example"
+"""What the policy denies, and everything below it."""
+NAMES_MOST = 1 << 19
+SOURCES_MOST = 1 << 20
 _WIRES = (("gate", "198.18.0"), ("bare", "198.19.0"))
+
+
+class _Gate(Gate):
+    """A gate whose maps hold what the rows fill them with."""
+
+    def __init__(self, place: Place, tools: Place, guarded: Path, policy: Path, state_dir: Path, work: Path) -> None:
+        super().__init__(place, tools, guarded, policy, state_dir, work)
+        configuration = work / "bench.toml"
+        configuration.write_text(f"[maps]\nnames = {NAMES_MOST}\nsources = {SOURCES_MOST}\n")
+        self._words += ["--config", str(configuration)]
 
 
 class Site:
@@ -58,9 +73,17 @@ class Site:
         self.served = Place(self.groups.servers, self.server.path)
         self.policy = self.work / "policy"
         shutil.copytree(ROOT / "policies", self.policy)
+        self._deny(DENIED_SUFFIX)
         place = Place(self.groups.engine, self.client.path)
-        self.gate = Gate(place, self.tools, self.groups.guarded, self.policy, plan.state, self.work)
+        self.gate = _Gate(place, self.tools, self.groups.guarded, self.policy, plan.state, self.work)
         parts.callback(self.gate.close)
+
+    def _deny(self, suffix: str) -> None:
+        """Add a suffix to the starter library's list of denied names."""
+        settings = self.policy / "settings" / "denied_names.json"
+        document = json.loads(settings.read_text())
+        document["denied_names"]["suffixes"][suffix] = "denied for the benchmark"
+        settings.write_text(json.dumps(document))
 
     def _wire(self) -> None:
         client, server = ["link set lo up"], ["link set lo up"]
