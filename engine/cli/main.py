@@ -22,6 +22,7 @@ _MODULES = {
     "audit": "audit.cli",
     "inspect": "engine.cli.inspect",
     "lab": "engine.cli.lab",
+    "selftest": "engine.cli.selftest",
     "panic": "engine.cli.panic",
 }
 """Command and module. Only the module of the command that is called is imported: the engine runs for months with what

@@ -22,7 +22,7 @@ from engine.lab.topology import DEVICE
 from engine.lab.waiting import until
 
 COMMAND = (sys.executable, "-m", "engine.cli.main")
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _TAIL_LINES = 6
 

@@ -98,6 +98,10 @@ class Attempt:
     where: Where = Where.GUARDED
     whole: bool = True
     """No byte for its port may get through. False: something harmless does first, and the token alone tells."""
+    needs: str = ""
+    """The privilege that it needs; without any it is made as nobody."""
+    files: bool = False
+    """It makes files in the run's folder, which is root's: it is made as root, though it needs no privilege."""
     early: bool = False
     """It prepares itself before there is a gate."""
     peer: int = 0

@@ -107,15 +107,19 @@ def _against(rig: Rig, each: _Try) -> Tried:
     if not rig.gate.lives:
         raise SelftestError(f"The engine ended; its last words:\n{rig.gate.last_words()}")
     since = Since(rig.gate)
+    turns = 1 if each.attempt.early else 2
     words = []
-    for turn in range(1 if each.attempt.early else 2):
+    for turn in range(turns):
         words.append(_make(rig, each, prepared=each.attempt.early and turn == 0) or "no error")
         rig.settle()
+    moved = {counter: since.grown(counter) for counter in Counter}
+    moved[Counter.HELD_DATAGRAM] -= turns  # those of settle()
     through = rig.through(each.port, each.token)
-    observed = f"client: {', then '.join(words)}; {_moved(since)}; {through.bytes} bytes arrived"
+    told = ", ".join(f"{counter.name.lower()} +{by}" for counter, by in moved.items() if by > 0)
+    observed = f"client: {', then '.join(words)}; {told or 'no counter moved'}; {through.bytes} bytes arrived"
     if not each.passed(through):
         # Nothing arrived, and the gate had no part in it: then it is not the gate's doing.
-        ours = since.grown(*STOPPED, *HELD) > 0
+        ours = any(moved[counter] > 0 for counter in (*STOPPED, *HELD))
         return Tried(each.attempt, Outcome.BLOCKED if ours else Outcome.NOT_HERE, observed)
     observed += ", the token among them" if through.token else ""
     tells = each.attempt.tells
@@ -124,11 +128,6 @@ def _against(rig: Rig, each: _Try) -> Tried:
                                    _LOG_SECONDS):  # fmt: skip
         return Tried(each.attempt, Outcome.SEEN, f"{observed}; the log has it")
     return Tried(each.attempt, Outcome.OPEN, f"{observed}; {len(entries)} entries in the log do not tell")
-
-
-def _moved(since: Since) -> str:
-    grown = {each: since.grown(each) for each in Counter}
-    return ", ".join(f"{each.name.lower()} +{by}" for each, by in grown.items() if by > 0) or "no counter moved"
 
 
 def _late(rig: Rig, each: _Try, tried: Tried) -> Tried:

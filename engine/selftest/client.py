@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.lab.dialogue import why
-from engine.selftest.attempt import PATIENCE, Chance, hear
+from engine.selftest.attempt import PATIENCE, Attempt, Chance, hear
 from engine.selftest.attempts import ALL
 from engine.selftest.hello import client_hello
 
 _SECONDS = 30.0
+_NOBODY = 65534
 _READY, _GO = b"r", b"g"
 
 Answer = dict[str, Any]
@@ -43,11 +44,11 @@ class Child:
         if self._pid == 0:
             os.close(self._told)
             os.close(self._go)
-            self._act(attempt.act, how, tell, listen)
+            self._act(attempt, how, tell, listen)
         os.close(tell)
         os.close(listen)
 
-    def _act(self, act: Callable[[Chance], None], how: dict[str, Any], tell: int, listen: int) -> NoReturn:
+    def _act(self, attempt: Attempt, how: dict[str, Any], tell: int, listen: int) -> NoReturn:
         def wait() -> None:
             os.write(tell, _READY)
             os.read(listen, 1)
@@ -61,7 +62,11 @@ class Child:
         word = ""
         try:
             files = {key: Path(how.pop(key)) for key in ("work", "listed", "unwanted")}
-            act(Chance(how["port"], how["token"], **files, wait=wait))
+            if not (attempt.needs or attempt.files):
+                os.setgroups([])
+                os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+                os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            attempt.act(Chance(how["port"], how["token"], **files, wait=wait))
         except BaseException as error:  # noqa: BLE001 - whatever ends an attempt is its answer
             word = _word("", error)
         os.write(tell, word.encode()[:4000])

@@ -23,6 +23,8 @@ from engine.selftest.attempts import programs
 from engine.selftest.policy import ELSEWHERE, GHOST, write_policy
 
 FIRST_PORT = 5000
+_UNSEEN_PORTS = 20000
+"""Above these ports nobody listens, and each is used once: nothing is known about any of them."""
 _CLIENT, _WITNESS = "engine.selftest.client", "engine.selftest.witness"
 _BEHIND, _ROUTER = "198.51.100.2", "198.51.100.1"
 _ASIDE = "203.0.113.2"
@@ -63,6 +65,7 @@ class Rig:
             Place(self.groups.engine, client), self.tools, self.groups.guarded, policy, plan.state, plan.work
         )
         parts.callback(self.gate.close)
+        self._unseen_port = _UNSEEN_PORTS
 
     def _remote(self, place: Place, program: str) -> Remote:
         remote = Remote(place, program)
@@ -124,11 +127,12 @@ class Rig:
     def settle(self) -> None:
         """Return once the engine has judged all that was held until now.
 
-        A datagram that nobody has seen before goes through the same queue, behind all that is in it.
+        A datagram to where none has been before goes through the same queue, behind all that is in it.
         """
         token = secrets.token_hex(8)
-        self.clients[Where.GUARDED].ask("send", address=NEIGHBOUR, port=FIRST_PORT, text=token)
-        if not until(lambda: self.through(FIRST_PORT, token).token):
+        self._unseen_port += 1
+        self.clients[Where.GUARDED].ask("send", address=NEIGHBOUR, port=self._unseen_port, text=token)
+        if not until(lambda: self.through(self._unseen_port, token).token):
             raise SelftestError(f"The engine answers no more; its last words:\n{self.gate.last_words()}")
         queue = Map(self.gate.pins.maps / "hold_queue")
         try:

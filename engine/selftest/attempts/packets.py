@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.lab.topology import CLIENT, DENIED, DENIED6, DEVICE, NEIGHBOUR, SERVER, SERVER6
@@ -265,12 +266,24 @@ def random_protocol(c: Chance) -> None:
 
 
 _NO_IDENTITY = "It passes TC like any packet; without an identity, its destination and what it says are judged."
-_BELOW = "With CAP_NET_RAW a program sends below TC: do not give it that."
-_NOT_IP = "What is not IP is nothing that a policy can be asked about: it passes, counted. It takes CAP_NET_RAW."
-_LINK = "It passes, counted, because the link needs it; it goes no further than the link. It takes CAP_NET_RAW."
-_CONTROL = "Bare acknowledgements of nobody's connection pass, as answers to what came in. It takes CAP_NET_RAW."
+_BELOW = "It sends below TC: give no program CAP_NET_RAW."
+_NOT_IP = "What is not IP is nothing that a policy can be asked about: it passes, counted."
+_LINK = "It passes, counted, because the link needs it; it goes no further than the link."
+_CONTROL = "Bare acknowledgements of nobody's connection pass, as answers to what came in."
 
-ATTEMPTS = (
+_BY_ANYBODY = (
+    Attempt("ICMP echo: ping socket", "a token to a denied address, without privilege", ping,
+            {Outcome.BLOCKED: "A ping is a packet with a destination like others."}),
+    Attempt("UDP-Lite", "a token to a denied address", udp_lite, {Outcome.BLOCKED: _NO_IDENTITY}),
+    Attempt("IP options", "a token to a denied address behind 40 bytes of options", options,
+            {Outcome.BLOCKED: "Options are skipped by the header's length."}),
+    Attempt("IP options: hello", "a denied name behind 40 bytes of options", options_hello,
+            {Outcome.BLOCKED: "Options are skipped by the header's length."}),
+)  # fmt: skip
+_BY_RAW_SOCKETS = (
+    Attempt("IP source route", "a token to a denied address by way of one that is not", source_route,
+            {Outcome.OPEN: "The gate judges the address in the header, which is the first hop's.",
+             Outcome.BLOCKED: "The header's address is the first hop's: a packet with a source route is refused."}),
     Attempt("raw socket", "a datagram to a denied address", raw_udp, {Outcome.BLOCKED: _NO_IDENTITY}),
     Attempt("raw socket: own header", "a datagram to a denied address", raw_header, {Outcome.BLOCKED: _NO_IDENTITY}),
     Attempt("raw socket: other source", "a datagram from an address that is not ours", raw_other_source,
@@ -299,24 +312,14 @@ ATTEMPTS = (
     Attempt("packet socket: broken header", "a token where a header should be", broken,
             {Outcome.BLOCKED: "Headers that contradict the packet's length are malformed."}),
     Attempt("ICMP echo", "a token to a denied address", echo, {Outcome.BLOCKED: _NO_IDENTITY}),
-    Attempt("ICMP echo: ping socket", "a token to a denied address, without privilege", ping,
-            {Outcome.BLOCKED: "A ping is a packet with a destination like others."}),
     Attempt("ICMP echo where names decide", "a token to an address that is allowed by name", echo_where_names_decide,
             {Outcome.BLOCKED: "It has no name, and policy decides on that state."}),
     Attempt("SCTP", "a token to a denied address", sctp, {Outcome.BLOCKED: _NO_IDENTITY}),
     Attempt("SCTP where names decide", "a token to an address that is allowed by name", sctp_where_names_decide,
             {Outcome.BLOCKED: "It has no name, and policy decides on that state."}),
-    Attempt("UDP-Lite", "a token to a denied address", udp_lite, {Outcome.BLOCKED: _NO_IDENTITY}),
     Attempt("IP in IP", "a datagram to a denied address inside one that is not", tunnel,
             {Outcome.BLOCKED: "A tunnel has no name, and policy decides on that state."}),
     Attempt("another protocol", "a token to a denied address", random_protocol, {Outcome.BLOCKED: _NO_IDENTITY}),
-    Attempt("IP options", "a token to a denied address behind 40 bytes of options", options,
-            {Outcome.BLOCKED: "Options are skipped by the header's length."}),
-    Attempt("IP options: hello", "a denied name behind 40 bytes of options", options_hello,
-            {Outcome.BLOCKED: "Options are skipped by the header's length."}),
-    Attempt("IP source route", "a token to a denied address by way of one that is not", source_route,
-            {Outcome.OPEN: "The gate judges the address in the header, which is the first hop's.",
-             Outcome.BLOCKED: "The header's address is the first hop's: a packet with a source route is refused."}),
     Attempt("IPv6 routing header", "the same with IPv6 segments", routing_header,
             {Outcome.OPEN: "The gate judges the address in the header, which is the first segment's.",
              Outcome.BLOCKED: "The header's address is the first segment's: with segments left it is refused."}),
@@ -333,3 +336,4 @@ ATTEMPTS = (
     Attempt("neighbour discovery", "a token in an option of a solicitation", neighbour_discovery,
             {Outcome.OPEN: _LINK}),
 )  # fmt: skip
+ATTEMPTS = (*_BY_ANYBODY, *(replace(each, needs="CAP_NET_RAW") for each in _BY_RAW_SOCKETS))

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from engine.lab.topology import SERVER
@@ -154,15 +155,15 @@ def handed_over(c: Chance) -> None:
 _NOT_LISTED = "A rule by executable goes by the whole path of the file that runs, and this is another file."
 _ITS_CODE = "The gate knows a program by its file, not by the code it loads: list none that runs others' code."
 
-ATTEMPTS = (
+_ATTEMPTS = (
     Attempt("another program", "a name that is for the listed program alone", another, {Outcome.BLOCKED: _NOT_LISTED}),
     Attempt("renamed executable", "the same, by a file of the listed one's name elsewhere", renamed,
             {Outcome.BLOCKED: _NOT_LISTED}),
     Attempt("executable without a file", "the same, by a program in memory (memfd)", without_file,
             {Outcome.BLOCKED: _NOT_LISTED}),
-    Attempt("executable mounted over", "the same, by another file bound over the listed one (root)", mounted_over,
+    Attempt("executable mounted over", "the same, by another file bound over the listed one", mounted_over,
             {Outcome.OPEN: "The path is the one that the program's own mount namespace shows; exe.sha256 tells.",
-             Outcome.BLOCKED: "The path is compared with the file that it names outside."}),
+             Outcome.BLOCKED: "The path is compared with the file that it names outside."}, needs="CAP_SYS_ADMIN"),
     Attempt("copied executable, denied by path", "a name that one file is denied by its path", copied_by_path,
             {Outcome.SEEN: "A deny by path ends at the path; the log has the copy's own: deny by digest, or allow "
              "by list."}, tells=lambda entry: entry.exe.endswith("-copy")),
@@ -174,3 +175,4 @@ ATTEMPTS = (
     Attempt("SCM_RIGHTS from the listed program", "a protected name, by a program that was handed its socket",
             handed_over, {Outcome.OPEN: "Who connected answers for the socket: list no program that gives its away."}),
 )  # fmt: skip
+ATTEMPTS = tuple(replace(each, files=True) for each in _ATTEMPTS)

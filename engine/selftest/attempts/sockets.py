@@ -149,6 +149,8 @@ def simultaneous(c: Chance) -> None:
     """Both ends open (RFC 9293 section 3.5): what leaves first is no SYN of ours, but an answer to theirs."""
     with socket.socket() as connection:
         connection.settimeout(PATIENCE)
+        # Ended by a reset: the peer takes part in no ending, and the port is needed again.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         connection.bind((CLIENT, PEER_PORT))
         connection.connect((GHOST, c.port))
         connection.sendall(c.data)
