@@ -4,7 +4,7 @@
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lock clean
+.PHONY: help setup demo test fuzz bench lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,6 +19,10 @@ demo: ## run the engine on real traffic in a lab of network namespaces (root, or
 
 test: setup ## run every check and every test that needs no virtual machine (root, or sudo)
 	@scripts/test
+
+DURATION ?= 3600
+fuzz: setup ## look for inputs that break a parser, DURATION=3600 seconds long (docs/fuzzing.md)
+	@scripts/fuzz long --duration $(DURATION)
 
 bench: setup ## measure the figures of docs/bench.json (root, or sudo; a quiet machine)
 	@scripts/as-root .venv/bin/python -m tests.bench

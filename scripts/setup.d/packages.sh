@@ -5,6 +5,9 @@
 PACKAGES_RUN=(python3 python3-venv python3-bpfcc iproute2 kmod procps ca-certificates)
 # For the lab and the tests: real programs for real traffic, and a compiler for the host tests of the kernel's headers.
 PACKAGES_LAB=(git nginx openssl curl iperf3 tcpdump gcc libc6-dev)
+# For `make test`, where setup says fuzzing=yes: libFuzzer, which is clang's. Its run-time library is a package of its own,
+# but part of clang's on Ubuntu 22.04.
+fuzzing=no
 LOCK_WAIT_SECONDS=180
 
 # check_system OS_RELEASE MACHINE: refuse what cannot work, warn about what nobody has tried.
@@ -36,7 +39,14 @@ installed() {
     dpkg-query -W -f='${db:Status-Abbrev} ${Package}\n' "$@" 2>/dev/null | awk '$1 ~ /^[ih]i/ { print $2 }' || true
 }
 
-# missing_packages: print what is not there; the words libbpf and kernel-headers stand for a choice that apt decides.
+# fuzzer_present: prove what scripts/fuzz relies on, whatever the packages are called.
+fuzzer_present() {
+    echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' |
+        clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null
+}
+
+# missing_packages: print what is not there; the words libbpf, libclang-rt and kernel-headers stand for a choice that apt
+# decides.
 missing_packages() {
     local present name
     present=" $(installed "${PACKAGES_RUN[@]}" "${PACKAGES_LAB[@]}" libbpf1 libbpf0 | tr '\n' ' ') "
@@ -44,6 +54,7 @@ missing_packages() {
         [[ $present == *" $name "* ]] || echo "$name"
     done
     [[ $present == *" libbpf1 "* || $present == *" libbpf0 "* ]] || echo libbpf
+    [ "$fuzzing" = no ] || fuzzer_present || printf '%s\n' clang libclang-rt
     headers_present || echo kernel-headers
 }
 
@@ -57,6 +68,7 @@ resolve() {
     local choice
     case "$1" in
         libbpf) choices=(libbpf1 libbpf0) ;;
+        libclang-rt) choices=(libclang-rt-dev clang) ;;
         kernel-headers) mapfile -t choices < <(header_packages) ;;
     esac
     for choice in "${choices[@]}"; do

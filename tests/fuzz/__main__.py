@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,36 +66,56 @@ def compiled(target: str) -> Path:
     return program
 
 
-def command(target: str, corpus: Path, options: list[str]) -> list[str]:
-    crashes = CRASHES / target
-    crashes.mkdir(parents=True, exist_ok=True)
+def command(targets: list[str], folder: Path, options: list[str]) -> list[str]:
+    """`{}` stands for the target: one process imports under instrumentation for all Python targets."""
     shared = [
         f"-max_len={LONGEST_INPUT}", f"-timeout={SECONDS_A_RUN}", f"-rss_limit_mb={MEGABYTES}", "-print_final_stats=1",
-        f"-artifact_prefix={crashes}/", *options, str(corpus), str(crashes),
+        f"-artifact_prefix={CRASHES}/{{}}/", *options, f"{folder}/{{}}", f"{CRASHES}/{{}}",
     ]  # fmt: skip
-    if is_c(target):
-        return [str(compiled(target)), f"-dict={HERE / 'c' / C_TARGETS[target]}", *shared]
-    return [sys.executable, "-m", "tests.fuzz.run", target, *shared]
+    if is_c(targets[0]):
+        (target,) = targets
+        dictionary = f"-dict={HERE / 'c' / C_TARGETS[target]}"
+        return [str(compiled(target)), dictionary, *(word.replace("{}", target) for word in shared)]
+    return [sys.executable, "-m", "tests.fuzz.run", ",".join(targets), *shared]
 
 
-def fuzz(target: str, corpus: Path, options: list[str]) -> Done:
-    """Run one target to its end; what it says goes to build/fuzz/TARGET.log."""
-    seeds.write(target, corpus)
-    log = BUILD / f"{target}.log"
-    began = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASAN_OPTIONS": "detect_leaks=1"}
-    with log.open("w") as said:
-        done = subprocess.run(
-            command(target, corpus, options), stdout=said, stderr=said, cwd=ROOT, env=environment, check=False
-        )
-    text = log.read_text(errors="replace")
-    found = [int(number) for number in re.findall(r"number_of_executed_units:\s+(\d+)", text)]
-    coverage = re.findall(r"cov: (\d+) ft: (\d+)", text)
+def fuzz(targets: list[str], folder: Path, options: list[str]) -> Iterator[Done]:
+    """Run targets one after the other; what each says goes to build/fuzz/TARGET.log."""
+    for target in targets:
+        seeds.write(target, folder / target)
+        (CRASHES / target).mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command(targets, folder, options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+        text=True, errors="replace",
+    ) as running:  # fmt: skip
+        for target in targets:
+            yield _follow(target, running)
+
+
+def _follow(target: str, running: subprocess.Popen[str]) -> Done:
+    """Read what one target says, to its end."""
+    began, text, code = time.monotonic(), [], ""
+    assert running.stdout is not None
+    with (BUILD / f"{target}.log").open("w") as log:
+        for line in running.stdout:
+            log.write(line)
+            text.append(line)
+            del text[:-200]
+            if line == f"== {target}\n":
+                began = time.monotonic()  # importing is over
+            elif line.startswith(f"== {target} ended"):
+                code = line.split()[-1]
+                break
+    fell = (code or str(running.wait())) != "0"
+    whole = "".join(text)
+    runs = [int(number) for number in re.findall(r"number_of_executed_units:\s+(\d+)", whole)]
+    coverage = re.findall(r"cov: (\d+) ft: (\d+)", whole)
     edges, features = map(int, coverage[-1]) if coverage else (0, 0)
-    if done.returncode:
-        print(f"{target}: fell; {log} has it, and the input is in {CRASHES / target}:", file=sys.stderr)
-        print("\n".join(text.splitlines()[-40:]), file=sys.stderr)
-    return Done(target, found[-1] if found else 0, time.monotonic() - began, edges, features, done.returncode != 0)
+    if fell:
+        print(f"{target} fell; the input is in {CRASHES / target}:", file=sys.stderr)
+        print("".join(text[-40:]), file=sys.stderr)
+    return Done(target, runs[-1] if runs else 0, time.monotonic() - began, edges, features, fell)
 
 
 def main() -> int:
@@ -108,26 +128,18 @@ def main() -> int:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     targets = given.targets or list(seeds.SEEDS)
     BUILD.mkdir(parents=True, exist_ok=True)
+    kept = BUILD / "corpus" if given.what == "long" else None
     fell = False
-    for target in targets:
-        runs = SMOKE_RUNS["c" if is_c(target) else "python"]
-        options = {
-            "smoke": [f"-runs={runs}", "-seed=1"],
-            "long": [f"-max_total_time={max(1, given.duration // len(targets))}"],
-            "replay": ["-runs=0"],
-        }[given.what]
-        if given.what == "long":
-            corpus, fresh = BUILD / "corpus" / target, None
-        else:
-            fresh = Path(tempfile.mkdtemp(prefix="sallyport-fuzz-"))
-            corpus = fresh
-        try:
-            done = fuzz(target, corpus, options)
-        finally:
-            if fresh is not None:
-                shutil.rmtree(fresh)
-        print(done.row(), flush=True)
-        fell = fell or done.fell
+    with tempfile.TemporaryDirectory(prefix="sallyport-fuzz-") as fresh:
+        for group in [[target] for target in targets if is_c(target)] + [[one for one in targets if not is_c(one)]]:
+            options = {
+                "smoke": [f"-runs={SMOKE_RUNS['c' if group and is_c(group[0]) else 'python']}", "-seed=1"],
+                "long": [f"-max_total_time={max(1, given.duration // len(targets))}"],
+                "replay": ["-runs=0"],
+            }[given.what]
+            for done in fuzz(group, kept or Path(fresh), options) if group else ():
+                print(done.row(), flush=True)
+                fell = fell or done.fell
     return int(fell)
 
 

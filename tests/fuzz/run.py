@@ -52,7 +52,9 @@ def main() -> int:
             fuzz(targets[name], [option.replace("{}", name) for option in options])
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        worst = max(worst, os.waitstatus_to_exitcode(status) != 0)
+        code = os.waitstatus_to_exitcode(status)
+        print(f"== {name} ended {code}", file=sys.stderr, flush=True)
+        worst = max(worst, int(code != 0))
     return worst
 
 

@@ -38,7 +38,7 @@ def on(locked: list[tuple[Requirement, int]], python: str) -> list[Requirement]:
     return [pin for pin, _ in locked if pin.marker is None or pin.marker.evaluate(marks)]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-fuzz.txt"])
 def test_every_pin_is_exact_and_has_hashes(name: str) -> None:
     locked = pins(name)
     assert locked

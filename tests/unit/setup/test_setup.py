@@ -128,6 +128,20 @@ def test_each_way_that_pip_fails_has_its_exit_code(checkout: Checkout, log: str,
     assert len(done.stderr.splitlines()) == 2
 
 
+def test_libfuzzer_is_missing_only_where_it_is_wanted_and_does_not_work(checkout: Checkout) -> None:
+    checkout.stand_in("dpkg-query", 'shift 2; for name in "$@"; do echo "ii  $name"; done')
+    checkout.stand_in("clang", "exit 1")
+    there = "headers_present() { true; };"
+    assert checkout.shell(f"{there} missing_packages").stdout == ""
+    assert checkout.shell(f"{there} fuzzing=yes; missing_packages").stdout.split() == ["clang", "libclang-rt"]
+    checkout.stand_in("clang", "exit 0")
+    assert checkout.shell(f"{there} fuzzing=yes; missing_packages").stdout == ""
+    # Ubuntu 22.04 has no package of that name: clang brings the library.
+    for known in ("libclang-rt-dev", "clang"):
+        checkout.stand_in("apt-cache", f'[ "$2" != {known} ] || echo "  Candidate: 1:14.0"')
+        assert checkout.shell("resolve libclang-rt").stdout.split() == [known]
+
+
 def test_only_packages_that_are_not_installed_are_missing(checkout: Checkout) -> None:
     # `rc`: removed, its configuration kept. `hi`: installed and held back by the administrator.
     checkout.stand_in(
