@@ -40,7 +40,8 @@ struct scratch {
 	__u32 condition; /* of the posture */
 	__u32 undecided;
 	__u32 tcp;
-	__u32 quic; /* the datagram begins a QUIC connection */
+	__u32 quic; /* a QUIC connection may begin here */
+	__u32 at;
 	__u32 is_allowed;
 	__u32 is_known;
 	__u32 inbound; /* the flow was opened from outside */
@@ -48,6 +49,7 @@ struct scratch {
 	__u32 start;   /* of an inbound stream */
 	__u32 before;  /* verdict_id of the generation before */
 	__u32 is_dns;
+	__u32 pad;
 	__u32 outside; /* the socket was accepted */
 	__u32 kind;    /* of the interface: enum interface_kind */
 	struct verdict_entry entry;   /* to apply: a copy, so that every way to apply() looks alike to the verifier */
@@ -527,6 +529,9 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 	struct verdict_entry *entry;
 	__u64 last = (__u64)s->packet.length - 1;
 
+	/* An urgent byte is one that the server need not read where it stands (RFC 9293 3.8.5): no plain hello. */
+	if (s->packet.tcp_flags & TCP_FLAG_URG)
+		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
 	if (last > HELLO_MASK)
 		last = HELLO_MASK;
 	BARRIER(last);
@@ -561,17 +566,38 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
 }
 
-/* QUIC long header of type Initial, version 1 (RFC 9000 17.2.2) or 2 (RFC 9369 3.2): a new connection may begin on a
- * flow that has a verdict by name already. */
-static inline __attribute__((always_inline)) int quic_initial(struct run *r)
-{
-	__u8 b[5] = {};
+/* A long header of QUIC version 1 (RFC 9000 17.2) or 2 (RFC 9369 3.2): a new connection may begin on a flow that has a
+ * verdict by name already. Whatever its type: an Initial may stand behind a 0-RTT or a handshake packet in the same
+ * datagram (RFC 9000 12.2), and each datagram of a super-packet (UDP_SEGMENT) is one of its own. One with an Initial has
+ * 1,200 bytes or more, or its server discards it (RFC 9000 14.1). */
+#define DATAGRAM_LEAST 1200
+#define SEGMENTS_MAX 64
 
-	if (r->s->packet.length < 1200 || bpf_skb_load_bytes(r->skb, r->s->packet.payload, b, 5))
+static inline __attribute__((always_inline)) int quic_long_header(struct run *r)
+{
+	struct scratch *s = r->s;
+	__u32 length = s->packet.length, step = r->skb->gso_size;
+
+	if (!step || step > length)
+		step = length;
+	if (step < DATAGRAM_LEAST)
 		return 0;
-	if ((b[0] & 0xf0) == 0xc0 && !b[1] && !b[2] && !b[3] && b[4] == 1)
-		return 1;
-	return (b[0] & 0xf0) == 0xd0 && b[1] == 0x6b && b[2] == 0x33 && b[3] == 0x43 && b[4] == 0xcf;
+	s->at = s->packet.payload;
+	_Pragma("clang loop unroll(disable)") for (int i = 0; i < SEGMENTS_MAX; i++)
+	{
+		__u8 b[5] = {};
+		__u32 at = FORGOTTEN(s->at);
+
+		if (at + DATAGRAM_LEAST > s->packet.payload + length)
+			break;
+		if (bpf_skb_load_bytes(r->skb, at, b, 5))
+			break;
+		if ((b[0] & 0x80) && ((!b[1] && !b[2] && !b[3] && b[4] == 1) ||
+				      (b[1] == 0x6b && b[2] == 0x33 && b[3] == 0x43 && b[4] == 0xcf)))
+			return 1;
+		s->at = at + step;
+	}
+	return 0;
 }
 
 /* A frame that the engine has let go: what it was marked with is nobody else's business. */
@@ -890,7 +916,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	__builtin_memcpy(&s->flow.tuple, &p->tuple, sizeof(s->flow.tuple));
 	s->flow.generation = s->generation;
 	s->flow.cookie = SOCKET_COOKIE(skb);
-	s->quic = !s->tcp && quic_initial(r);
+	s->quic = !s->tcp && quic_long_header(r);
 	if (r->state)
 		s->flow.part = s->tcp ? r->state->connections : r->state->identity.exe;
 

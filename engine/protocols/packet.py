@@ -19,7 +19,7 @@ from engine.protocols import tunnel
 
 TCP = 6
 UDP = 17
-FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 _TRANSPORTS = {TCP: Transport.TCP, UDP: Transport.UDP, 1: Transport.ICMP, 58: Transport.ICMP}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -33,6 +33,7 @@ _HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _AUTH, _DEST_OPTIONS = 0, 43, 44, 51, 6
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _AUTH, _DEST_OPTIONS, 135, 139, 140))
 _MAX_EXTENSIONS = 8
 """More than the RFC's recommended order has; a longer chain is there to hide the transport header."""
+_MAX_OPTIONS = 16
 _MAX_ENCAPS = 4
 
 
@@ -185,6 +186,8 @@ def _ipv4(frame: bytes, offset: int, vlans: tuple[int, ...], encaps: tuple[str, 
         end = present
     if start > end:
         return Refusal.TRUNCATED
+    if header > 20 and not fragment & 0x1FFF and _is_routed(frame, offset + 20, start):
+        return Refusal.MALFORMED
     source_key = _MAPPED + source
     dest_key = _MAPPED + dest
     if fragment & 0x3FFF:
@@ -195,6 +198,21 @@ def _ipv4(frame: bytes, offset: int, vlans: tuple[int, ...], encaps: tuple[str, 
             frame[start:end], vlans, encaps,
         )  # fmt: skip
     return _transport(frame, 4, protocol, start, source_key, dest_key, end, missing, vlans, encaps, tunnels)
+
+
+def _is_routed(frame: bytes, at: int, end: int) -> bool:
+    """Is there a source route (RFC 791 section 3.1), which makes the destination only the next stop? More options than
+    anybody has use for hide what they are: taken for one."""
+    for _ in range(_MAX_OPTIONS):
+        if at >= end or frame[at] == 0:
+            return False
+        length = 1
+        if frame[at] != 1:
+            length = frame[at + 1] if at + 1 < len(frame) else 0
+            if frame[at] in (131, 137) or length < 2:
+                return True
+        at += length
+    return True
 
 
 def _ipv6(frame: bytes, offset: int, vlans: tuple[int, ...], encaps: tuple[str, ...], tunnels: bool) -> Parsed:
@@ -239,6 +257,8 @@ def _extensions(
             if at + 8 > end:
                 return Refusal.TRUNCATED
             following, words = frame[at], frame[at + 1]
+            if protocol == _ROUTING and frame[at + 3]:
+                return Refusal.MALFORMED  # the destination is only the next stop (RFC 8200 section 4.4)
             at += (words + 2) * 4 if protocol == _AUTH else (words + 1) * 8
             protocol = following
         else:

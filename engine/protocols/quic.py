@@ -188,8 +188,7 @@ class InitialAssembler:
         """Say whether a later datagram belongs to the connection whose hello was read: every Initial packet in it opens
         with that connection's keys and shows no byte of a hello that was not in it. So acknowledgements and
         retransmissions do, and another connection's hello does not."""
-        packets = list(initial_packets(datagram))
-        return bool(packets) and all(self._shows_nothing_new(packet) for packet in packets)
+        return all(self._shows_nothing_new(packet) for packet in initial_packets(datagram))
 
     def _shows_nothing_new(self, packet: InitialPacket) -> bool:
         frames = self._keys.open(packet) if self._keys is not None else None

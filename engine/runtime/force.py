@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.abi.numbers import SHAPES_MAX, FlowFlag, KernelVerdict, NameClass, OpenedBy, Shape
+from engine.abi.numbers import PLANS, SHAPES_MAX, FlowFlag, KernelVerdict, NameClass, OpenedBy, Shape
 from engine.abi.records import ConnectKey, FlowKey, InboundFlow, NameKey, Plan, VerdictEntry
 from engine.model import net
 from engine.model.decision import Decision, Reason
@@ -281,12 +281,26 @@ def highest_numbers(gate: Gate) -> Numbering:
     return numbering
 
 
+def unused_number(gate: Gate) -> int:
+    """Return a generation number that no policy has been begun under.
+
+    A generation's plan is its first write, so the plans tell of every one that was begun: also of one whose engine was
+    killed half way, or that could not be put in force. What was written for it may still stand under its number, and
+    must not count for another policy. Never a number with the slot of the plan in force, which a row of candidates that
+    failed would overwrite.
+    """
+    in_force = gate.generation()
+    number = max(in_force, *(gate.plan(slot).generation for slot in range(PLANS))) + 1
+    return number + 1 if number % PLANS == in_force % PLANS else number
+
+
 def purge(gate: Gate, number: int) -> int:
     """Remove what engines before this one installed for other generations than `number`, which is in force: nobody
     else knows of it, and it would fill the maps over the restarts. Return how many entries."""
     classes = {key: name_class for key, name_class in gate.class_entries() if key.generation != number}
     gone = set(classes.values())
     removed = [gate.remove_connect(key) for key, _ in gate.connect_entries() if key.generation != number]
-    removed += [gate.remove_name(key) for key, _ in gate.name_entries() if key.name_class in gone]
+    # By far the longest list: not walked for nothing.
+    removed += [gate.remove_name(key) for key, _ in gate.name_entries() if key.name_class in gone] if gone else []
     removed += [gate.remove_class(key) for key in classes]
     return sum(removed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import struct
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ from engine.runtime.owners import Owners
 from engine.runtime.way import VNET_BYTES, Way
 
 _POSTURES = {NameState.PARTIAL: Condition.PARSER_PARTIAL, NameState.MALFORMED: Condition.PARSER_MALFORMED}
+# struct virtio_net_hdr: gso_type and gso_size (linux/virtio_net.h).
+_SEGMENTS = struct.Struct("<xBxxH")
+_GSO_UDP, _ECN = 5, 0x80
 _HANDSHAKES = 1024
 """QUIC connections whose later Initial packets are still recognised: a few round trips each."""
 
@@ -129,7 +133,7 @@ class Gatekeeper:
             flow.start = _first_byte(packet)
         elif held.flags & FlowFlag.STARTED:
             flow.start = held.start
-        if self._stands(flow, packet):
+        if self._stands(flow, waits, packet):
             self._answer_again(flow, waits)
             return
         if not self._room(flow, waits):
@@ -138,7 +142,7 @@ class Gatekeeper:
         if flow.waiting.judging is None:
             self._read(flow, waits, packet)
 
-    def _stands(self, flow: Flow, packet: Packet) -> bool:
+    def _stands(self, flow: Flow, frame: Frame, packet: Packet) -> bool:
         """Is this flow decided in the generation in force? A frame that was on its way when the verdict was written."""
         decision = flow.decision
         if decision is None or flow.generation != self.force.number or decision.verdict is Verdict.UNDECIDED:
@@ -149,9 +153,9 @@ class Gatekeeper:
             return False
         if packet.protocol != packets.UDP or "name" not in decision.scope:
             return True
-        # The gate hands over each QUIC Initial of a flow that was decided by its name: it may be another name.
+        # The gate hands over whatever may begin a QUIC connection on a flow that was decided by its name.
         handshake = self._handshakes.get(flow.id)
-        return handshake is not None and handshake.continues(packet.payload)
+        return handshake is not None and all(map(handshake.continues, datagrams(frame, packet)))
 
     def _answer_again(self, flow: Flow, frame: Frame) -> None:
         decision = flow.decision
@@ -200,7 +204,7 @@ class Gatekeeper:
             # This host's own words say nothing about who came in.
             self._start(flow, Stage.PAYLOAD, Event.LATE)
         elif packet.protocol == packets.UDP:
-            self._read_datagram(flow, packet)
+            self._read_datagram(flow, frame, packet)
         elif packet.protocol != packets.TCP:
             self._judge_payload(flow, stated(NameState.NOT_TLS, "not TCP or UDP"))
         elif self._late(flow, packet):
@@ -233,6 +237,10 @@ class Gatekeeper:
         if waiting.stream is None or waiting.hello is None:
             waiting.stream = StreamAssembler(self._bounds.bytes, start=flow.start)
             waiting.hello = HelloAssembler(self._bounds.bytes)
+        if packet.flags & packets.URG:
+            # The server need not read an urgent byte where it stands (RFC 9293 section 3.8.5): a hello of two readings.
+            self._judge_payload(flow, stated(NameState.MALFORMED, "urgent data in the first payload"))
+            return
         # More than the bound can be no hello's: cut, so that what is none is still called so.
         payload = packet.payload[: self._bounds.bytes]
         push = waiting.stream.push(packet.seq, payload, syn=bool(packet.flags & packets.SYN))
@@ -253,7 +261,7 @@ class Gatekeeper:
         else:
             self._judge_payload(flow, reading)
 
-    def _read_datagram(self, flow: Flow, packet: Packet) -> None:
+    def _read_datagram(self, flow: Flow, frame: Frame, packet: Packet) -> None:
         if flow.name is not None and version_of(packet.payload) is None and flow.waiting.quic is None:
             # Its verdict has ended, not its connection: what it said at its start still is its name.
             self._start(flow, Stage.PAYLOAD, Event.DATAGRAM)
@@ -261,7 +269,13 @@ class Gatekeeper:
         waiting = flow.waiting
         if waiting.quic is None:
             waiting.quic = InitialAssembler(self._bounds.bytes)
-        reading = waiting.quic.feed(packet.payload)
+        reading = None
+        for datagram in datagrams(frame, packet):
+            if reading is None:
+                reading = waiting.quic.feed(datagram)
+            elif not waiting.quic.continues(datagram):
+                reading = stated(NameState.MALFORMED, "another QUIC connection begins behind the first, in one send")
+                break
         if reading is None:
             self._await_more(flow)
         else:
@@ -603,6 +617,15 @@ def _another(flow: Flow, held: Held, packet: Packet) -> bool:
 def _program(identity: Identity) -> Identity:
     """Who it is, whichever thread asked and whether or not the executable has been looked up yet."""
     return identity._replace(tid=0, exe=0)
+
+
+def datagrams(frame: Frame, packet: Packet) -> list[bytes]:
+    """Return the UDP payloads of a packet: segmentation offload leaves several in one (udp(7), UDP_SEGMENT)."""
+    kind, size = _SEGMENTS.unpack_from(frame.data)
+    payload = packet.payload
+    if kind & ~_ECN != _GSO_UDP or not size:
+        return [payload]
+    return [payload[at : at + size] for at in range(0, len(payload), size)]
 
 
 def _first_byte(packet: Packet) -> int:

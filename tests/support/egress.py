@@ -125,7 +125,7 @@ class Egress:
         part = 0 if who is None else socket.connections if tcp else who.exe
         key = FlowKey(flow, generation, part, socket.cookie)
         run = _Run(socket, flow, key, generation, observe, tcp)
-        quic = not tcp and _quic_initial(packet.payload)
+        quic = not tcp and _quic_long_header(packet.payload)
         if Present.SET_DEST in present and (entry := self._destination(DestinationClass.SET, flow)):
             return self._apply(run, entry, Origin.SET)
         known = gate.standing(gate.flows.get(key))
@@ -174,6 +174,8 @@ class Egress:
         first = (packet.seq + bool(packet.flags & packets.SYN)) & 0xFFFFFFFF
         started = socket.flags & FlowFlag.STARTED and first == socket.start
         if not socket.stored or socket.flags & FlowFlag.HOLDING or not started:
+            return self._hold(run, StageNumber.PAYLOAD, length)
+        if packet.flags & packets.URG:
             return self._hold(run, StageNumber.PAYLOAD, length)
         return self._first_payload(run, plan, who, packet.payload, allowed, present)
 
@@ -350,13 +352,8 @@ def kernel_name(payload: bytes) -> bytes:
     return b"" if value + b"." in payload.lower() else value[::-1] + b"\0"
 
 
-def _quic_initial(payload: bytes) -> bool:
-    if len(payload) < 1200:
-        return False
-    version = payload[1:5]
-    return (payload[0] & 0xF0 == 0xC0 and version == b"\0\0\0\1") or (
-        payload[0] & 0xF0 == 0xD0 and version == b"\x6b\x33\x43\xcf"
-    )
+def _quic_long_header(payload: bytes) -> bool:
+    return len(payload) >= 1200 and bool(payload[0] & 0x80) and payload[1:5] in (b"\0\0\0\1", b"\x6b\x33\x43\xcf")
 
 
 def record(event: VerdictEvent) -> bytes:
