@@ -18,7 +18,7 @@ from engine.policy.bundle import Bundle
 from engine.policy.prepare import Policy, Workshop
 from engine.policy.sources import SourceRules
 from engine.ports import Gate, MapFullError
-from engine.runtime.force import Force, Numbering, purge
+from engine.runtime.force import Force, Numbering, purge, unused_number
 from engine.runtime.gatekeeper import Gatekeeper
 from engine.runtime.identify import Identifier
 from engine.runtime.journal import Journal
@@ -63,7 +63,7 @@ class Generations:
             number, policy.bundle.digest, self._config.mode.value,
         )  # fmt: skip
         self._on_full = on_full
-        force = self._force(number if self.restored else number + 1, policy)
+        force = self._force(number if self.restored else unused_number(self._gate), policy)
         if self.restored:
             force.restore()
         return force
@@ -87,8 +87,7 @@ class Generations:
         force.begin()
         await self._sources.prepare(force.number, SourceRules(policy.source_deny), standing=self.restored)
         self._gate.set_generation(force.number)
-        if not self.restored:
-            purge(self._gate, force.number)
+        purge(self._gate, force.number)
         await self._sources.retire(force.number)
         self._say(force.number, policy.bundle)
         self._journal.note(
@@ -111,7 +110,7 @@ class Generations:
                     # The same rules under another commit: the log says so, and nothing needs to be judged again.
                     self._say(old.number, policy.bundle)
                 return {"applied": False, "number": old.number, "unchanged": True}
-            force = self._force(old.number + 1, policy)
+            force = self._force(unused_number(self._gate), policy)
             self.candidate = policy
             await self._changed()  # the gate looks for denied sources before the first one stands
             switch = Switch(self._gate, self._gatekeeper, self._identifier, self._sources, self._config.mode)

@@ -68,7 +68,7 @@ class Switch:
         try:
             await self._sources.prepare(force.number, SourceRules(force.policy.source_deny))
         except SallyportError:
-            # The next candidate gets the same number: nothing of this one may stand under it.
+            # Nobody would ever look it up, or remove it.
             force.withdraw()
             raise
         await self._judge_all(force, done)
