@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from watchdog.events import FileSystemEventHandler
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from engine.runtime import snapshot
-from engine.runtime.watch import Change, PolicyWatcher
+from engine.runtime.watch import Change, PolicyWatcher, _Handler
 
 NEVER = 3600.0
 GIT = {
@@ -406,6 +406,31 @@ def test_an_iteration_ends_when_the_watcher_stops(folder: Path) -> None:
 
     stopping: list[asyncio.Future[None]] = []
     assert [told.files for told in asyncio.run(asyncio.wait_for(main(), 60))] == [("data.json",)]
+
+
+def test_reading_the_folder_is_no_notice_and_writing_is_one_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    told = asyncio.Event()
+    real = _Handler.on_any_event
+
+    def on_any_event(handler: _Handler, event: FileSystemEvent) -> None:
+        heard.append(Path(os.fsdecode(event.src_path)).name)
+        real(handler, event)
+
+    monkeypatch.setattr(_Handler, "on_any_event", on_any_event)
+
+    async def story(watcher: PolicyWatcher) -> None:
+        for _ in range(20):
+            (folder / "rules" / "a" / "a.rego").read_text()
+        (folder / "data.json").write_text("[7]\n")
+        await told.wait()
+        assert (await change(watcher)).files == ("data.json",)
+        assert "data.json" in heard
+        assert "a.rego" not in heard
+
+    watch(folder, story, noticed=told.set)
 
 
 def test_a_link_that_leads_round_leads_nowhere(tmp_path: Path) -> None:
