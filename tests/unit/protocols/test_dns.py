@@ -130,6 +130,19 @@ def test_pointers_that_lead_ever_further_back_end() -> None:
     assert [question.name for question in read(chain).questions] == [(b"a",), (b"b", b"a"), (b"c", b"b", b"a")]
 
 
+def test_no_loop_of_pointers_in_what_is_not_read_catches_a_name() -> None:
+    # A text record holds two pointers that lead to each other; the name of the next one leads to them.
+    text = record(16, b"\xc0\x1b\xc0\x19")
+    assert text[-4:] == (header(0, 2, 0, 0) + text)[0x19:0x1D]
+    assert "does not lead back" in reason(header(0, 2, 0, 0) + text + b"\xc0\x1b" + record(1, bytes(4))[3:])
+
+
+def test_the_target_of_a_service_is_printed_whole() -> None:
+    # RFC 9460 section 2.2: resolvers that do not know the type could not expand it.
+    service = Service((b"a", b"example"), 60, Kind.HTTPS, 1, (b"a", b"example"))
+    assert encode(Message(1, True, (), (service,))).count(b"\7example") == 2
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -186,6 +199,10 @@ def test_two_versions_of_a_byte_end_the_stream() -> None:
     found = stream.push(11, b"another name" + bytes(100))
     assert isinstance(found, Malformed)
     assert "two versions" in found.reason
+
+
+def test_a_segment_from_far_ahead_ends_the_stream() -> None:
+    assert isinstance(MessageStream(1).push(MAX_MESSAGE, bytes(4000)), Malformed)
 
 
 def test_a_long_lived_stream_keeps_only_what_it_needs() -> None:

@@ -95,7 +95,7 @@ def test_an_address_beside_an_alias_is_not_the_alias_s(world: World) -> None:
     [
         [alias("a.example", "b.example"), alias("b.example", "a.example"), points("a.example", PLACE)],
         [alias("a.example", "a.example"), points("a.example", PLACE)],
-        [alias("a.example", "b.example"), alias("A.example", "bank.example"), points("bank.example", PLACE)],
+        [alias("a.example", "b.example"), alias("A.example", "c.example"), points("b.example", PLACE)],
         [alias(f"{n}.example" if n else "a.example", f"{n + 1}.example") for n in range(16)]
         + [points("16.example", PLACE)],
     ],
@@ -115,6 +115,9 @@ def test_a_chain_of_16_names_is_followed(world: World) -> None:
 def test_the_kind_that_was_asked_for_is_the_kind_that_counts(world: World) -> None:
     world.see(Lookup().looked_up("a.example", points("a.example", PLACE), kind=Kind.AAAA))
     world.see(Lookup().looked_up("a.example", points("a.example", PLACE), kind=16))
+    hint = Service(labels("a.example"), 60, Kind.SVCB, 1, (), (key(PLACE)[12:],))
+    world.see(Lookup().looked_up("a.example", hint, kind=Kind.HTTPS))
+    world.see(Lookup().looked_up("a.example", hint, kind=Kind.A))
     assert len(world) == 0
 
 
