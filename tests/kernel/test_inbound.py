@@ -1,0 +1,178 @@
+"""What comes in, with the real engine: judged like what leaves, answered where it is rejected, and never in the way of
+the answers to what left."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.host import Host, awaited
+from tests.kernel.lab import INSIDE, INSIDE6, OUTSIDE, OUTSIDE6
+from tests.support.hello import client_hello
+
+SERVED, REJECTED, NAMED, CLOSED = 8080, 8081, 8443, 9999
+POLICY = {
+    "sallyport.rego": 'package sallyport\n\ndefault_verdict := "allow"\n\ninbound_verdict := "deny"\n',
+    "rules/served/served.rego": (
+        "package sallyport.rules.served\n\n"
+        'scope := {"direction", "dest"}\n\n'
+        'allow contains "served here" if {\n\tinput.direction == "ingress"\n'
+        f"\tinput.dest.port in {{{SERVED}, {NAMED}}}\n}}\n\n"
+        'reject contains "not here" if {\n\tinput.direction == "ingress"\n'
+        f"\tinput.dest.port == {REJECTED}\n}}\n"
+    ),
+    "rules/names/names.rego": (
+        "package sallyport.rules.names\n\n"
+        'scope := {"direction", "name"}\n\n'
+        'target_scope := {"direction"}\n\ntarget if input.direction == "ingress"\n\n'
+        'deny contains "no such name here" if input.name.value == "wrong.example"\n'
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Host]:
+    host = Host()
+    try:
+        for path in (host.policy / "rules").glob("*/*"):
+            path.unlink()
+        host.write(POLICY)
+        host.start()
+        yield host
+    finally:
+        host.close()
+
+
+@pytest.fixture
+def host(running: Host) -> Iterator[Host]:
+    yield running
+    running.dismiss()
+
+
+def refused(host: Host, address: str, port: int) -> int:
+    """The errno with which a connection from outside ends; 0 when it comes about."""
+    client = host.agent(outside=True)
+    try:
+        client.do(f"s = tcp({address!r}); s.settimeout(2); s.connect(({address!r}, {port}))")
+    except OSError as error:
+        return error.errno or errno.ETIMEDOUT
+    return 0
+
+
+@pytest.mark.parametrize("address", [INSIDE, INSIDE6])
+def test_what_is_served_is_reached_and_nothing_else(host: Host, address: str) -> None:
+    server = host.agent()
+    server.do(f"served = listening({address!r}, {SERVED}); closed = listening({address!r}, {CLOSED})")
+    client = host.agent(outside=True)
+    client.do(f"s = connected({address!r}, {SERVED}); s.sendall(b'ping')")
+    assert server.do("peer = accepted(served); exactly(peer, 4)") == b"ping"
+    server.do("peer.sendall(b'pong')")
+    assert client.do("exactly(s, 4)") == b"pong"
+    assert refused(host, address, CLOSED) == errno.ETIMEDOUT
+    assert server.do("closed.settimeout(0.1)\ntry:\n    closed.accept()\n    r = 1\nexcept OSError:\n    r = 0\nr") == 0
+
+
+@pytest.mark.parametrize("address", [INSIDE, INSIDE6])
+def test_a_rejected_client_hears_at_once(host: Host, address: str) -> None:
+    server = host.agent()
+    server.do(f"listening({address!r}, {REJECTED})")
+    assert refused(host, address, REJECTED) == errno.ECONNREFUSED
+    client = host.agent(outside=True)
+    client.do(f"u = udp({address!r}); u.connect(({address!r}, {REJECTED})); u.send(b'anybody?')")
+    with pytest.raises(OSError, match="refused"):
+        client.do("u.recv(16)")
+
+
+@pytest.mark.parametrize(("name", "arrives"), [("right.example", True), ("wrong.example", False)])
+@pytest.mark.parametrize("split", [0, 5, 60])
+def test_a_name_is_judged_before_the_server_reads_a_byte(host: Host, name: str, split: int, *, arrives: bool) -> None:
+    hello = client_hello(name)
+    server = host.agent()
+    server.do(f"l = listening({INSIDE!r}, {NAMED})")
+    client = host.agent(outside=True)
+    client.do(f"s = connected({INSIDE!r}, {NAMED})")
+    server.do("peer = accepted(l)")
+    client.do(f"s.sendall({hello[:split]!r}); s.sendall({hello[split:]!r})")
+    if arrives:
+        assert server.do(f"exactly(peer, {len(hello)})") == hello
+        return
+    with pytest.raises(OSError, match=r"reset|abort"):
+        server.do("peer.recv(1)")
+    with pytest.raises(OSError, match="reset"):
+        client.do("s.recv(1)")
+
+
+def test_a_server_that_speaks_first_is_heard_before_the_name_is_known(host: Host) -> None:
+    server = host.agent()
+    server.do(f"l = listening({INSIDE!r}, {SERVED})")
+    client = host.agent(outside=True)
+    client.do(f"s = connected({INSIDE!r}, {SERVED})")
+    server.do("peer = accepted(l); peer.sendall(b'220 welcome')")
+    assert client.do("exactly(s, 11)") == b"220 welcome"
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(INSIDE, OUTSIDE), (INSIDE6, OUTSIDE6)])
+def test_answers_to_what_left_come_in(host: Host, ours: str, theirs: str) -> None:
+    far = host.agent(outside=True)
+    far.do(f"l = listening({theirs!r}, 7000); u = bound({theirs!r}, 7000)")
+    near = host.agent()
+    near.do(f"s = connected({theirs!r}, 7000); s.sendall(b'tcp?')")
+    far.do("p = accepted(l); exactly(p, 4); p.sendall(b'tcp!')")
+    assert near.do("exactly(s, 4)") == b"tcp!"
+    near.do(f"u = udp({theirs!r}); u.sendto(b'udp?', ({theirs!r}, 7000))")
+    far.do("data, who = u.recvfrom(16); u.sendto(b'udp!', who)")
+    assert near.do("u.recv(16)") == b"udp!"
+    # Who was never written to is no one to hear from.
+    port = near.do("u.getsockname()[1]")
+    stranger = host.agent(outside=True)
+    before = host.engine.status()["hold"]["discarded"]
+    stranger.do(f"u = bound({theirs!r}, 7001); u.sendto(b'hello', ({ours!r}, {port}))")
+    awaited(lambda: host.engine.status()["hold"]["discarded"] > before, lambda: host.engine.status()["hold"])
+    with pytest.raises(BlockingIOError):
+        near.do("u.setblocking(False); u.recv(16)")
+
+
+def test_an_error_about_what_left_comes_in(host: Host) -> None:
+    near = host.agent()
+    near.do(f"u = udp({OUTSIDE!r}); u.connect(({OUTSIDE!r}, 7999)); u.send(b'nobody?')")
+    with pytest.raises(OSError, match="refused"):
+        near.do("u.recv(16)")
+
+
+def test_the_log_and_the_alert_name_the_peer(host: Host) -> None:
+    assert refused(host, INSIDE, CLOSED) == errno.ETIMEDOUT
+    host.engine.tells(OUTSIDE, f"{INSIDE} port {CLOSED} refused", "default")
+
+
+def test_a_new_policy_ends_what_it_no_longer_lets_in(host: Host) -> None:
+    server = host.agent()
+    server.do(f"l = listening({INSIDE!r}, {SERVED})")
+    client = host.agent(outside=True)
+    client.do(f"s = connected({INSIDE!r}, {SERVED}); s.sendall(b'ping')")
+    server.do("peer = accepted(l); exactly(peer, 4)")
+    rule = host.policy / "rules/served/served.rego"
+    text = rule.read_text()
+    try:
+        rule.write_text(text.replace(f"{{{SERVED}, {NAMED}}}", f"{{{NAMED}}}"))
+        with pytest.raises(OSError, match=r"reset|abort"):
+            server.do("peer.recv(1)")
+        with pytest.raises(OSError, match="reset"):
+            client.do("s.recv(1)")
+    finally:
+        rule.write_text(text)
+        awaited(lambda: refused(host, INSIDE, SERVED) == 0, host.engine.told)
+
+
+def test_a_policy_without_a_word_on_it_lets_everything_in(host: Host) -> None:
+    root = host.policy / "sallyport.rego"
+    text = root.read_text()
+    server = host.agent()
+    server.do(f"l = listening({INSIDE!r}, {CLOSED})")
+    try:
+        root.write_text('package sallyport\n\ndefault_verdict := "allow"\n')
+        awaited(lambda: refused(host, INSIDE, CLOSED) == 0, host.engine.told)
+    finally:
+        root.write_text(text)
+        awaited(lambda: refused(host, INSIDE, CLOSED) == errno.ETIMEDOUT, host.engine.told)
