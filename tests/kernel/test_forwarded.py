@@ -4,7 +4,6 @@ packets come in, by who it is, and rejected at once."""
 from __future__ import annotations
 
 import errno
-import functools
 from collections.abc import Iterator
 
 import pytest
