@@ -3,7 +3,7 @@
 The file is one line, `sallyport kernel programs <sha256 of the rest>`, and a JSON document: what it was made for, the
 compiler's own files, and the units. What was made for anything else is not used, nor is a file that somebody other than
 the engine's user could have written. The digest finds damage, not forgery: whoever can write here can take the signing
-key as well (docs/adr/0007-compiled-programs-are-kept.md).
+key as well (docs/adr/0012-compiled-programs-are-kept.md).
 """
 
 from __future__ import annotations
