@@ -40,7 +40,9 @@ def load(order: Order, supply: Supply) -> Loaded:
     loaded = Loaded(taken_over=(pins.programs / "gate_egress").exists())
     # Everything that can be refused is refused before anything is touched.
     with RouteSocket() as route:
-        loaded.interfaces = {link.name: link.index for link in to_guard([*order.interfaces, *order.inside], route.links())}
+        loaded.interfaces = {
+            link.name: link.index for link in to_guard([*order.interfaces, *order.inside], route.links())
+        }
     cgroup = _open_cgroup(order.cgroup)
     try:
         units = supply.units()
@@ -186,4 +188,6 @@ def _link_cgroup(pins: Pins, program: Program, fd: int, cgroup: int) -> None:
 def _write_interfaces(order: Order, pins: Pins, loaded: Loaded) -> None:
     interfaces = libbpf.obj_get(pins.maps / "interfaces")
     for name, index in loaded.interfaces.items():
-        libbpf.map_update(interfaces, index.to_bytes(4, "little"), int(kind_of(name, order.inside)).to_bytes(4, "little"))
+        libbpf.map_update(
+            interfaces, index.to_bytes(4, "little"), int(kind_of(name, order.inside)).to_bytes(4, "little")
+        )

@@ -1,7 +1,7 @@
-"""The few messages of rtnetlink(7) that guard an interface: its links, its clsact qdisc, its BPF filters.
+"""The few messages of rtnetlink(7) that the gate needs: about links, their clsact qdisc, and the BPF filters on it.
 
-By hand and not by pyroute2, which costs the engine 19 MiB and its first use 130 ms: an interface that has just come up
-is unguarded for as long as the attaching takes. The other netlink work of a start and an end stands in attach.py.
+By hand and not by pyroute2, which costs the engine 19 MiB and its first use 130 ms: a start and an interface that has
+just come up are unguarded for as long as the attaching takes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequ
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, hardware type, index, flags, change
 _TC = struct.Struct("=B3xiIII")  # struct tcmsg: family, index, handle, parent, info
 _ATTRIBUTE = struct.Struct("=HH")
-_REQUEST, _ACK, _DUMP, _REPLACE, _CREATE, _INTERRUPTED = 1, 4, 0x300, 0x100, 0x400, 0x10
+_REQUEST, _ACK, _DUMP, _REPLACE, _EXCLUSIVE, _CREATE, _INTERRUPTED = 1, 4, 0x300, 0x100, 0x200, 0x400, 0x10
 _ERROR, _DONE = 2, 3
-_NESTED = 1 << 15
+NESTED = 1 << 15
+"""Added to the type of an attribute that holds attributes."""
 _TYPE_MASK = 0x3FFF
 _IFLA_IFNAME = 3
 _TCA_KIND, _TCA_OPTIONS = 1, 2
@@ -48,6 +49,7 @@ class Type(IntEnum):
     NEW_LINK = 16
     DEL_LINK = 17
     GET_LINK = 18
+    SET_LINK = 19
     NEW_QDISC = 36
     DEL_QDISC = 37
     NEW_FILTER = 44
@@ -120,6 +122,11 @@ def attribute(kind: int, data: bytes) -> bytes:
     return _ATTRIBUTE.pack(length, kind) + data + bytes(-length % 4)
 
 
+def link_header(index: int = 0, flags: int = 0) -> bytes:
+    """struct ifinfomsg: about this interface; these flags are to be on, the others stay."""
+    return _LINK.pack(socket.AF_UNSPEC, 0, index, flags, flags)
+
+
 def link_of(body: bytes) -> Link | None:
     """Read the body of NEW_LINK or DEL_LINK; None where it is not about the interface itself.
 
@@ -190,10 +197,29 @@ class RouteSocket:
         self._socket.close()
 
     def links(self) -> list[Link]:
-        found = (
-            link_of(each.body) for each in self._dump("list the interfaces", Type.GET_LINK, _LINK.pack(0, 0, 0, 0, 0))
-        )
+        found = (link_of(each.body) for each in self._dump("list the interfaces", Type.GET_LINK, link_header()))
         return [link for link in found if link is not None]
+
+    def facts(self, index: int) -> dict[int, bytes]:
+        """Return the attributes (IFLA_*) of one interface."""
+        doing = f"look at interface {index}"
+        try:
+            self._send(Type.GET_LINK, _ACK, link_header(index))
+            for message in self._answer() or ():
+                return attributes(message.body[_LINK.size :])
+        except OSError as error:
+            raise _refused(doing, error) from error
+        raise KernelError(f"The kernel did not answer when asked to {doing}")
+
+    def add_link(self, doing: str, facts: bytes) -> None:
+        self._ask(doing, Type.NEW_LINK, _CREATE | _EXCLUSIVE, link_header() + facts)
+
+    def set_link(self, doing: str, index: int, facts: bytes, flags: int = 0) -> None:
+        """Change attributes of an interface, and switch on `flags` (IFF_*)."""
+        self._ask(doing, Type.SET_LINK, 0, link_header(index, flags) + facts)
+
+    def remove_link(self, doing: str, index: int) -> None:
+        self._ask(doing, Type.DEL_LINK, 0, link_header(index))
 
     def filters(self, index: int, parent: Parent) -> list[Filter]:
         """Return the BPF filters there; none where the interface has no clsact."""
@@ -227,7 +253,7 @@ class RouteSocket:
         self._ask(
             f"attach {name} to interface {index}", Type.NEW_FILTER, _CREATE | _REPLACE,
             _tc(index, handle, parent, _info(priority)) + attribute(_TCA_KIND, b"bpf\0")
-            + attribute(_TCA_OPTIONS | _NESTED, options),
+            + attribute(_TCA_OPTIONS | NESTED, options),
         )  # fmt: skip
 
     def remove_filter(self, index: int, parent: Parent, handle: int, priority: int) -> None:
