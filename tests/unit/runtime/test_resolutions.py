@@ -190,6 +190,25 @@ def test_a_question_that_this_host_was_asked_is_none_of_its_own(world: World) ->
     assert len(world) == 0
 
 
+def test_a_question_that_comes_back_is_no_answer_whatever_it_holds(world: World) -> None:
+    lookup = Lookup()
+    question = (Question(labels("bank.example"), Kind.A),)
+    echo = encode(Message(7, False, question, (points("bank.example", STRANGER),)))
+    world.see(lookup.asks("bank.example"), lookup.event(echo, ingress=True))
+    world.see(lookup.gets("bank.example", points("bank.example", PLACE)))
+    assert (world.of(STRANGER), world.of()) == ((), ("bank.example",))
+
+
+@pytest.mark.parametrize(("opcode", "klass"), [(4, 1), (5, 1), (0, 3), (0, 255)])
+def test_only_plain_questions_about_the_internet_count(world: World, opcode: int, klass: int) -> None:
+    lookup = Lookup()
+    question = (Question(labels("a.example"), Kind.A, klass),)
+    world.see(lookup.event(encode(Message(7, False, question, opcode=opcode))))
+    answer = Message(7, True, question, (points("a.example", PLACE),), opcode=opcode)
+    world.see(lookup.event(encode(answer), ingress=True))
+    assert len(world) == 0
+
+
 def test_a_question_is_answered_once(world: World) -> None:
     lookup = Lookup()
     world.see(lookup.looked_up("a.example", points("a.example", "198.51.100.21")))
@@ -312,6 +331,16 @@ def test_segments_that_are_sent_again_change_nothing(world: World) -> None:
     assert (world.of(), world.observed.asked) == (("a.example",), 1)
 
 
+def test_the_server_s_first_segment_sent_again_does_not_begin_the_stream_anew(world: World) -> None:
+    lookup = Lookup(transport=6)
+    opened = lookup.opened()
+    world.see(opened, lookup.asks("a.example"))
+    answer = lookup.gets("a.example", points("a.example", PLACE)).payload
+    lookup.seqs[True] -= len(answer)
+    world.see(lookup.event(answer[:9], ingress=True), opened[1], lookup.event(answer[9:], ingress=True))
+    assert world.of() == ("a.example",)
+
+
 def test_a_new_connection_on_the_same_ports_is_a_new_one(world: World) -> None:
     for isn, name in ((5000, "a.example"), (9000, "b.example")):
         lookup = Lookup(transport=6, isn=isn)
@@ -407,6 +436,13 @@ def test_questions_are_bounded_and_the_newest_wait(world: World) -> None:
     world.see(lookups[0].gets("a.example", points("a.example", STRANGER)))
     world.see(lookups[1].gets("a.example", points("a.example", PLACE)))
     assert (world.of(STRANGER), world.of()) == ((), ("a.example",))
+
+
+def test_a_question_that_is_sent_again_is_a_new_one(world: World) -> None:
+    lookups = [Lookup(sport=1024 + number) for number in range(QUESTIONS + 1)]
+    world.see(*(lookup.asks("a.example") for lookup in [*lookups[:-1], lookups[0], lookups[-1]]))
+    world.see(lookups[0].gets("a.example", points("a.example", PLACE)))
+    assert world.of() == ("a.example",)
 
 
 def test_connections_are_bounded_and_the_newest_are_followed(world: World) -> None:
