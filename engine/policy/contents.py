@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from operator import attrgetter
 from pathlib import Path
 
 from engine.policy.findings import Finding, PolicyRefusedError
@@ -54,9 +55,13 @@ class _Walk:
         """Read what a directory holds and close it. False when there were too many files to go on."""
         try:
             with os.scandir(descriptor) as listing:
-                entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
-            directories = [entry for entry in entries if _is_directory(entry)]
-            files = [entry for entry in entries if entry.name.endswith(_SUFFIXES) and entry not in directories]
+                entries = sorted((entry for entry in listing if entry.name[0] != "."), key=attrgetter("name"))
+            directories, files = [], []
+            for entry in entries:
+                if _is_directory(entry):
+                    directories.append(entry)
+                elif entry.name.endswith(_SUFFIXES):
+                    files.append(entry)
             return self._files(descriptor, relative, files) and self._directories(descriptor, relative, directories)
         except OSError as error:
             self._refuse(
@@ -74,8 +79,8 @@ class _Walk:
             if self._seen > MAX_FILES:
                 self._refuse(".", f"more than {MAX_FILES} files", "give a folder of policy only")
                 return False
-            name = _printable(relative + entry.name)
-            content = self._content(descriptor, entry.name, name)
+            name = relative + entry.name
+            content = self._content(descriptor, entry.name, name if name.isascii() else _printable(name))
             if content is not None:
                 self.found[name] = content
         return True

@@ -30,20 +30,18 @@ def divide(
 ) -> list[Part]:
     """Return the parts of a policy's rules, each with its closure. `known`: parts by key, to be used again; `large`:
     data files that are too large to be held twice."""
-    groups: list[tuple[set[str], list[tuple[Closure, Rule]]]] = []
+    alone = [[(closure, rule)] for closure, rule in closures if large.isdisjoint(closure.data)]
+    together: list[tuple[frozenset[str], list[tuple[Closure, Rule]]]] = []
     for closure, rule in closures:
         shared = large.intersection(closure.data)
-        members = [(closure, rule)]
-        apart = []
-        for group in groups if shared else ():
-            if group[0].isdisjoint(shared):
-                apart.append(group)
-            else:
-                shared |= group[0]
-                members = [*group[1], *members]
-        groups = [*(apart if shared else groups), (set(shared), members)]
+        if not shared:
+            continue
+        joined = [group for group in together if not group[0].isdisjoint(shared)]
+        members = [pair for group in joined for pair in group[1]]
+        together = [group for group in together if group[0].isdisjoint(shared)]
+        together.append((shared.union(*(group[0] for group in joined)), [*members, (closure, rule)]))
     parts = []
-    for _, members in groups:
+    for members in (*alone, *(members for _, members in together)):
         key = members[0][0].key
         if len(members) > 1:
             key = hashlib.sha256("\n".join(closure.key for closure, _ in members).encode()).hexdigest()

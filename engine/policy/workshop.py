@@ -54,6 +54,8 @@ class Workshop:
         self._summaries: dict[str, tuple[str, Summary]] = {}
         self._found: dict[str, Found] = {}
         self._passed: dict[str, tuple[TestResult, ...]] = {}
+        self._open: dict[str, tuple[str, ...]] = {}
+        """By closure: its own files of which its warm-up did not reach everything."""
         self._parts: dict[str, Part] = {}
         self._checker: asyncio.Task[Child | None] | None = None
         self._evaluator: asyncio.Task[Evaluator] | None = None
@@ -147,7 +149,7 @@ class Workshop:
                 await child.end()
             fields = await asyncio.shield(git)
         warnings = [finding for each in found for finding in each.findings]
-        warnings += _unreached(bundle, summaries, found)
+        warnings += self._unreached(closures, summaries)
         failures = [result for result in results if result.outcome in ("fail", "error")]
         if failures:
             raise PolicyRefusedError([*(_test_finding(result) for result in failures), *warnings])
@@ -166,7 +168,7 @@ class Workshop:
         told = await self._ask_summaries(child, [(file, text) for file, text in texts.items() if file not in known])
         if told.build != self._build:
             # Nothing that another interpreter found out counts.
-            self._build, self._found, self._passed = told.build, {}, {}
+            self._build, self._found, self._passed, self._open = told.build, {}, {}, {}
             told = await self._ask_summaries(child, list(texts.items()))
             known = {}
         known |= {summary.file: summary for summary in told.summaries}
@@ -218,11 +220,31 @@ class Workshop:
         pairs = [(closure, rule) for closure in closures for rule in self._found[closure.key].rules]
         return divide(bundle, pairs, self._parts, large)
 
+    def _unreached(self, closures: Sequence[Closure], summaries: dict[str, Summary]) -> list[Finding]:
+        """Return what no warm-up reached: a library's body may be reached by one rule and not by another."""
+        open_files: list[str] = []
+        for closure in closures:
+            if closure.test:
+                continue
+            known = self._open.get(closure.key)
+            if known is None:
+                covered = self._found[closure.key].covered
+                known = tuple(file for file in closure.own if unevaluated(summaries[file], covered.get(file, ())))
+                self._open[closure.key] = known
+            open_files += known
+        found = [self._found[closure.key] for closure in closures] if open_files else []
+        return [
+            finding
+            for file in open_files
+            for finding in unevaluated(summaries[file], {line for each in found for line in each.covered.get(file, ())})
+        ]
+
     def _forget(self, closures: Iterable[Closure]) -> None:
         """Keep what is known of this candidate alone."""
         keys = {closure.key for closure in closures}
         self._found = {key: found for key, found in self._found.items() if key in keys}
         self._passed = {key: results for key, results in self._passed.items() if key in keys}
+        self._open = {key: files for key, files in self._open.items() if key in keys}
 
 
 async def _started() -> Child | None:
@@ -255,20 +277,6 @@ def _joined(found: Iterable[Found]) -> tuple[Verdict | None, list[Rule]]:
     """Return the default and the rules, in the order of their packages: a decision, then rules by name."""
     default = next((each.default for each in found if each.default is not None), None)
     return default, [rule for each in found for rule in each.rules]
-
-
-def _unreached(bundle: Bundle, summaries: dict[str, Summary], found: Sequence[Found]) -> list[Finding]:
-    """Return what no warm-up reached: a library's body may be reached by one rule and not by another."""
-    covered: dict[str, set[int]] = {}
-    for each in found:
-        for file, lines in each.covered.items():
-            covered.setdefault(file, set()).update(lines)
-    nothing: set[int] = set()
-    return [
-        finding
-        for module in bundle.modules
-        for finding in unevaluated(summaries[module.file], covered.get(module.file, nothing))
-    ]
 
 
 def not_survived(error: ChildError) -> PolicyRefusedError:
