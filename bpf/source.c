@@ -189,7 +189,8 @@ static inline __attribute__((always_inline)) __u32 policy(struct run *r)
 	if (longest > s->bits) {
 		source_key(r, r->plan->generation);
 		entry = source_trie.lookup(&s->key);
-		if (entry && (__u32)entry->bits + 1 > s->bits)
+		/* An IPv6 prefix shorter than ::ffff:0:0/96 holds every IPv4 address as it is spelled here, and means none. */
+		if (entry && (__u32)entry->bits + 1 > s->bits && (s->frame.is_ipv6 || entry->bits >= 96))
 			verdict = entry->verdict;
 	}
 	return verdict;

@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from engine.errors import EXIT_FINDING, EXIT_OK
 from engine.policy.bundle import read
@@ -28,7 +30,7 @@ example:
 
 Exit status 0: the policy would come into force; 4: it would be refused. With --json one object: ok, digest, commit,
 dirty, default, rules (name, scope, target_scope, effects, reads), verdicts (verdict, scope, added_by), source_deny,
-findings (file, line, col, message, mend, warning).
+source_allow, scan_limit, flood_limit, findings (file, line, col, message, mend, warning).
 """
 _TEST = """\
 Run the tests of a policy folder: the rules named test_... in its *_test.rego files. A test passes when it is true, or
@@ -41,6 +43,8 @@ example:
 Exit status 0: every test passed; 1: one failed, or there is none; 4: the policy is refused. With --json one object:
 ok, evaluator, tests (file, line, name, outcome, detail), findings.
 """
+
+_LISTED = 8
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -94,8 +98,8 @@ def run_check(args: argparse.Namespace) -> int:
     print(f"{args.folder}: {len(examined.rules)} rules, default {_default(examined)}, {examined.identity}")
     for widening in examined.widenings:
         print(f"  {widening}")
-    if examined.source_deny:
-        print(f"  sources denied at the network card: {', '.join(str(network) for network in examined.source_deny)}")
+    for line in _sources(examined):
+        print(f"  {line}")
     return EXIT_OK
 
 
@@ -156,6 +160,21 @@ def _default(examined: Examined) -> str:
     return f"{examined.default.value}{inbound}"
 
 
+def _sources(examined: Examined) -> Iterator[str]:
+    """What is judged at the network card. Of a long list only the beginning: it may have a million prefixes."""
+    sources = examined.sources
+    for word, networks in (("denied", sources.deny), ("allowed", sources.allow)):
+        if networks:
+            more = f", and {len(networks) - _LISTED} more" if len(networks) > _LISTED else ""
+            yield f"sources {word} at the network card: {', '.join(map(str, networks[:_LISTED]))}{more}"
+    if sources.scan:
+        scan = sources.scan
+        yield f"a source that tries {scan.ports} ports in {scan.seconds:g} s is blocked for {scan.block_seconds:g} s"
+    if sources.flood:
+        flood = sources.flood
+        yield f"a source that sends {flood.syns} SYNs in {flood.seconds:g} s is blocked for {flood.block_seconds:g} s"
+
+
 def _document(examined: Examined) -> dict[str, Any]:
     return {
         "digest": examined.bundle.digest,
@@ -182,6 +201,9 @@ def _document(examined: Examined) -> dict[str, Any]:
             }
             for widening in examined.widenings
         ],
-        "source_deny": [str(network) for network in examined.source_deny],
+        "source_deny": [str(network) for network in examined.sources.deny],
+        "source_allow": [str(network) for network in examined.sources.allow],
+        "scan_limit": msgspec.to_builtins(examined.sources.scan),
+        "flood_limit": msgspec.to_builtins(examined.sources.flood),
         "findings": [finding.document() for finding in examined.warnings],
     }

@@ -20,6 +20,7 @@ from engine.policy.declarations import Declared, declared_rules, default_verdict
 from engine.policy.findings import Finding
 from engine.policy.reads import Program, Read
 from engine.policy.rule import ROOT_PACKAGE, RULES_PACKAGE, Rule
+from engine.policy.source_check import source_findings
 from engine.policy.syntax import (
     Definition,
     ParsedModule,
@@ -40,13 +41,11 @@ class Checked:
     """The outcome of the static check. With an error among `findings` the rest is what could be made out.
 
     `default` is None for a policy of a single decision, `inbound` where what comes in is not judged.
-    `has_source_deny`: `data.sallyport.source_deny` is there.
     """
 
     findings: tuple[Finding, ...]
     rules: tuple[Rule, ...]
     default: Verdict | None
-    has_source_deny: bool
     program: Program
     tests: tuple[ParsedModule, ...]
     inbound: Verdict | None = None
@@ -100,14 +99,12 @@ def _checked(
 ) -> Checked:
     for rule in declared:
         findings += _scope_findings(program, rule)
-    source_deny = program.at((*ROOT_PACKAGE, "source_deny"))
-    findings += _source_deny_findings(program, source_deny)
+    findings += source_findings(program)
     inbound = inbound_verdict(program, findings)
     return Checked(
         tuple(sorted(set(findings))),
         tuple(item.rule for item in declared),
         default,
-        bool(source_deny),
         program,
         tuple(tests),
         inbound,
@@ -308,16 +305,3 @@ def _outside(
                 f"rule {rule.name} reads input.{'.'.join(read.path)}, but its {word} is {{{', '.join(sorted(scope))}}}",
                 f'add "{read.path[0]}" to its {word}, or do not read it',
             )
-
-
-def _source_deny_findings(program: Program, definitions: list[Definition]) -> Iterator[Finding]:
-    for definition in definitions:
-        if definition.form != "set":
-            yield definition.place.finding(
-                "source_deny is no set of prefixes", "write `source_deny contains prefix if some prefix in data...`"
-            )
-    for read in program.closure(definitions).inputs:
-        yield read.place.finding(
-            "source_deny reads input: it is a fixed list, installed before any packet is seen",
-            "take the prefixes from data",
-        )

@@ -7,14 +7,12 @@ stays small, and goes on deciding meanwhile.
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
-from engine.model.net import canonical
 from engine.policy import warmup
 from engine.policy.bundle import Bundle, Module
 from engine.policy.check import Checked, check, check_package
@@ -24,7 +22,6 @@ from engine.policy.examination import (
     Examine,
     Found,
     Given,
-    Network,
     RegoTest,
     Report,
     Summaries,
@@ -37,6 +34,8 @@ from engine.policy.findings import Finding
 from engine.policy.interpreter import Interpreter, InterpreterError, build, parse
 from engine.policy.reads import Program
 from engine.policy.rule import ROOT_PACKAGE
+from engine.policy.source_check import source_report
+from engine.policy.sources import SourceReport
 from engine.policy.summary import Summary, summarise
 from engine.policy.syntax import ParsedModule, read_module, words_to_finding
 
@@ -99,18 +98,18 @@ def tried(given: Given) -> Found:
     checked = check_package(program, given.package, tests, bundle)
     findings = list(checked.findings)
     covered: dict[str, tuple[int, ...]] = {}
-    prefixes: list[str] = []
+    sources = SourceReport()
     if not checked.errors and not tests:
         try:
             interpreter = Interpreter([*given.modules, _READY], given.data, [rule.entry() for rule in checked.rules])
             interpreter.value("data.sallyport_host.ready")
-            if given.package == ROOT_PACKAGE and checked.has_source_deny:
-                prefixes = _source_deny(interpreter, checked, findings)
+            if given.package == ROOT_PACKAGE:
+                sources = source_report(interpreter, program, findings)
             covered = _exercised(interpreter, bundle, checked, findings)
         except InterpreterError as error:
             findings.append(words_to_finding(str(error), given.modules[0][0], "mend the rule"))
     return Found(
-        tuple(findings), checked.rules, checked.default, tuple(prefixes), tuple(listed(checked)), covered,
+        tuple(findings), checked.rules, checked.default, sources, tuple(listed(checked)), covered,
         checked.inbound,
     )  # fmt: skip
 
@@ -138,33 +137,6 @@ def listed(checked: Checked) -> list[RegoTest]:
                 name = ".".join((*module.package, definition.name))
                 found.setdefault(name, RegoTest(name, module.file, definition.place.line))
     return list(found.values())
-
-
-def _source_deny(interpreter: Interpreter, checked: Checked, findings: list[Finding]) -> list[str]:
-    """Return the prefixes of `data.sallyport.source_deny`, evaluated without input, in canonical form and order."""
-    place = checked.program.at(("sallyport", "source_deny"))[0].place
-    found: set[Network] = set()
-    for item in interpreter.value("data.sallyport.source_deny"):
-        network = _network(item)
-        if network is None:
-            mend = "write an address, or a prefix without host bits, such as 192.0.2.0/24"
-            findings.append(place.finding(f"source_deny has no prefix: {item!r}", mend))
-        else:
-            found.add(network)
-    return [str(network) for network in sorted(found, key=lambda network: (network.version, network))]
-
-
-def _network(item: object) -> Network | None:
-    if not isinstance(item, str):
-        return None
-    try:
-        network = ipaddress.ip_network(item)
-    except ValueError:
-        return None
-    mapped = network.version == 6 and network.prefixlen >= 96 and canonical(network.network_address)
-    if isinstance(mapped, ipaddress.IPv4Address):
-        return ipaddress.IPv4Network((int(mapped), network.prefixlen - 96))
-    return network
 
 
 class Checker(Served):

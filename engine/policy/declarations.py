@@ -12,6 +12,7 @@ from engine.policy import schema
 from engine.policy.findings import Finding
 from engine.policy.reads import Program, Uses
 from engine.policy.rule import DECISION, ROOT_PACKAGE, RULES_PACKAGE, Rule
+from engine.policy.sources import WORDS
 from engine.policy.syntax import Definition, Path, Place, kind
 
 _EFFECTS = {"deny": Verdict.DENY, "reject": Verdict.REJECT, "allow": Verdict.ALLOW}
@@ -101,7 +102,7 @@ def declared_rules(
         declared = _rule(program, package, place, findings)
         if declared is not None:
             found.append(declared)
-    rootless = not program.at((*ROOT_PACKAGE, "source_deny")) and not program.at((*ROOT_PACKAGE, "default_verdict"))
+    rootless = not any(program.at((*ROOT_PACKAGE, word)) for word in (*WORDS, "default_verdict"))
     if not found and not places and rootless and not incomplete:
         findings.append(Finding(".", 0, 0, "the policy has no rule", "add package sallyport.rules.<name>"))
     return found

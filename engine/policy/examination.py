@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import msgspec
 
 from engine.model.decision import Verdict
@@ -11,10 +9,9 @@ from engine.policy.bundle import Bundle
 from engine.policy.findings import Finding
 from engine.policy.frames import Evaluate, Evaluated, Load, Queried, Query, Ready
 from engine.policy.rule import Rule
+from engine.policy.sources import SourceReport
 from engine.policy.summary import Summary
 from engine.policy.syntax import Path
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class RegoTest(msgspec.Struct, frozen=True, array_like=True):
@@ -75,12 +72,12 @@ class Try(msgspec.Struct, tag="try", array_like=True):
 
 class Found(msgspec.Struct, frozen=True, array_like=True):
     """What came of one package. `covered`: the lines of each file that its inputs reached; `default`,
-    `inbound` and `source_deny` come from the package sallyport alone."""
+    `inbound` and `sources` come from the package sallyport alone."""
 
     findings: tuple[Finding, ...] = ()
     rules: tuple[Rule, ...] = ()
     default: Verdict | None = None
-    source_deny: tuple[str, ...] = ()
+    sources: SourceReport = SourceReport()
     tests: tuple[RegoTest, ...] = ()
     covered: dict[str, tuple[int, ...]] = {}
     inbound: Verdict | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 
 from engine.model.decision import Verdict
@@ -13,8 +12,7 @@ from engine.policy.frames import Part
 from engine.policy.judge import MEMORY, Judge
 from engine.policy.regotest import TestResult
 from engine.policy.rule import Rule, Widening, widenings
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from engine.policy.sources import SourceRules
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Examined:
     bundle: Bundle
     rules: tuple[Rule, ...]
     default: Verdict | None
-    source_deny: tuple[Network, ...]
+    sources: SourceRules
     warnings: tuple[Finding, ...]
     tests: tuple[TestResult, ...] = ()
     parts: tuple[Part, ...] = ()

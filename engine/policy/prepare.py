@@ -9,12 +9,12 @@ from engine.errors import EvaluatorError
 from engine.policy.bundle import Bundle
 from engine.policy.evaluator import Evaluator
 from engine.policy.examination import Report, Told, question
-from engine.policy.examined import Examined, Network, Policy
+from engine.policy.examined import Examined, Policy
 from engine.policy.findings import PolicyRefusedError
 from engine.policy.process import Child, ChildError
 from engine.policy.workshop import EXAMINE_TIMEOUT, Workshop, not_survived
 
-__all__ = ["Examined", "Network", "Policy", "Workshop", "examine", "prepare", "report_on"]
+__all__ = ["Examined", "Policy", "Workshop", "examine", "prepare", "report_on"]
 
 
 async def prepare(folder: Path, evaluator_factory: Callable[[], Evaluator], *, run_tests: bool = True) -> Policy:

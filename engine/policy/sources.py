@@ -9,8 +9,13 @@ import msgspec
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+PREFIX_SETS = ("source_deny", "source_allow")
+LIMITS = ("scan_limit", "flood_limit")
+WORDS = (*PREFIX_SETS, *LIMITS)
+"""What `package sallyport` may say of sources."""
 
-class ScanLimit(msgspec.Struct, frozen=True, array_like=True):
+
+class ScanLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A source that tries this many ports within `seconds` is blocked for `block_seconds`."""
 
     ports: int
@@ -18,12 +23,24 @@ class ScanLimit(msgspec.Struct, frozen=True, array_like=True):
     block_seconds: float
 
 
-class FloodLimit(msgspec.Struct, frozen=True, array_like=True):
+class FloodLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A source that sends this many SYNs within `seconds` is blocked for `block_seconds`."""
 
     syns: int
     seconds: float
     block_seconds: float
+
+
+class SourceReport(msgspec.Struct, frozen=True, array_like=True):
+    """What the checker found: prefixes in canonical form and order."""
+
+    deny: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    scan: ScanLimit | None = None
+    flood: FloodLimit | None = None
+
+    def rules(self) -> SourceRules:
+        return SourceRules(_networks(self.deny), _networks(self.allow), self.scan, self.flood)
 
 
 @dataclass(frozen=True)
@@ -39,3 +56,7 @@ class SourceRules:
     def judge(self) -> bool:
         """Whether any frame may be dropped for its source: an allow alone excepts from nothing."""
         return bool(self.deny or self.scan or self.flood)
+
+
+def _networks(prefixes: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(prefix) for prefix in prefixes)

@@ -12,6 +12,7 @@ import msgspec
 
 from engine.policy.findings import Finding
 from engine.policy.rule import DECISION, ROOT_PACKAGE, RULES_PACKAGE
+from engine.policy.sources import WORDS
 from engine.policy.syntax import Call, Definition, ParsedModule, Path, Reader
 
 Shape = tuple[Path, tuple[Path, ...], tuple[Path, ...]]
@@ -49,7 +50,7 @@ def summarise(module: ParsedModule) -> Summary:
         # Whatever another package defines at a rule's path is the rule's.
         mentions.add(module.package[:3])
     elif module.package == ROOT_PACKAGE:
-        mentions |= {(*ROOT_PACKAGE, word) for word in ("default_verdict", "inbound_verdict", "source_deny", DECISION)}
+        mentions |= {(*ROOT_PACKAGE, word) for word in ("default_verdict", "inbound_verdict", *WORDS, DECISION)}
     mentions |= {definition.path for definition in module.definitions}
     for definition in module.definitions:
         mentions |= set(_mentioned(module, definition))
@@ -103,6 +104,6 @@ def unevaluated(summary: Summary, covered: Container[int]) -> list[Finding]:
         )
         for body in summary.bodies
         # Evaluated once at load, without input.
-        if body.name != "source_deny"
+        if body.name not in WORDS
         for line in [line for line in body.lines if line not in covered][:1]
     ]  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from engine.policy.parts import SHARED_BYTES, divide, part_of
 from engine.policy.process import Child, ChildError
 from engine.policy.regotest import TestResult, run_part
 from engine.policy.rule import Rule
+from engine.policy.sources import SourceReport
 from engine.policy.summary import Summary, unevaluated
 
 EXAMINE_TIMEOUT = 30.0
@@ -154,10 +154,11 @@ class Workshop:
         if failures:
             raise PolicyRefusedError([*(_test_finding(result) for result in failures), *warnings])
         self._forget(closures)
-        networks = tuple(ipaddress.ip_network(prefix) for each in found for prefix in each.source_deny)
+        sources = next((each.sources for each in found if each.sources != SourceReport()), SourceReport())
         return Examined(
-            replace(bundle, **fields), tuple(rules), default, networks, tuple(sorted(set(warnings))), tuple(results),
-            tuple(self._divided(bundle, closures)), next((each.inbound for each in found if each.inbound), None),
+            replace(bundle, **fields), tuple(rules), default, sources.rules(), tuple(sorted(set(warnings))),
+            tuple(results), tuple(self._divided(bundle, closures)),
+            next((each.inbound for each in found if each.inbound), None),
         )  # fmt: skip
 
     async def _summarised(self, child: Child, bundle: Bundle) -> dict[str, Summary]:

@@ -16,7 +16,6 @@ from engine.model.decision import Verdict
 from engine.model.posture import Condition
 from engine.policy.bundle import Bundle
 from engine.policy.prepare import Policy, Workshop
-from engine.policy.sources import SourceRules
 from engine.ports import Gate, MapFullError
 from engine.runtime.force import Force, Numbering, purge, unused_number
 from engine.runtime.gatekeeper import Gatekeeper
@@ -85,7 +84,7 @@ class Generations:
         force = self._gatekeeper.force
         policy = force.policy
         force.begin()
-        await self._sources.prepare(force.number, SourceRules(policy.source_deny), standing=self.restored)
+        await self._sources.prepare(force.number, policy.sources, standing=self.restored)
         self._gate.set_generation(force.number)
         purge(self._gate, force.number)
         await self._sources.retire(force.number)

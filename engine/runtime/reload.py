@@ -23,7 +23,6 @@ from engine.config import Mode
 from engine.errors import SallyportError
 from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import Event, Facts, Name, NameState
-from engine.policy.sources import SourceRules
 from engine.ports import Gate
 from engine.protocols import packet as packets
 from engine.runtime.entries import reach
@@ -66,7 +65,7 @@ class Switch:
         old = gatekeeper.force
         force.begin()
         try:
-            await self._sources.prepare(force.number, SourceRules(force.policy.source_deny))
+            await self._sources.prepare(force.number, force.policy.sources)
         except SallyportError:
             # Nobody would ever look it up, or remove it.
             force.withdraw()

@@ -408,7 +408,7 @@ class Supervisor:
     # ---- the gate's switches
 
     def _switch(self, present: Present) -> None:
-        if self._sources_denied():
+        if self._sources_judged():
             present |= Present.SOURCE
         if self._config.inside:
             present |= Present.INSIDE
@@ -424,19 +424,19 @@ class Supervisor:
         candidate = self._generations.candidate
         return [self._gatekeeper.force.policy, *([candidate] if candidate else [])]
 
-    def _sources_denied(self) -> bool:
-        return any(policy.source_deny for policy in self._policies())
+    def _sources_judged(self) -> bool:
+        return any(policy.sources.judge for policy in self._policies())
 
     async def _follow(self) -> None:
-        """Have the gate look where something stands, and XDP attached while a source is denied."""
+        """Have the gate look where something stands, and XDP attached while sources are denied or limited."""
         present = self._orders.present()
         self._switch(present)
-        denied = bool(present & Present.SET_SOURCE) or self._sources_denied()
+        judged = bool(present & Present.SET_SOURCE) or self._sources_judged()
         async with self._attaching:
             try:
-                await self._machine.guard_sources(wanted=denied and self._config.xdp_mode is not XdpMode.OFF)
+                await self._machine.guard_sources(wanted=judged and self._config.xdp_mode is not XdpMode.OFF)
             except KernelError as error:
-                self._troubles.begin("xdp", f"denied sources are not dropped: {error.message}", Kind.POSTURE)
+                self._troubles.begin("xdp", f"sources are not judged: {error.message}", Kind.POSTURE)
             else:
                 self._troubles.over("xdp")
 

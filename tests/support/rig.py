@@ -27,6 +27,7 @@ from engine.policy.bundle import Bundle
 from engine.policy.evaluator import Answer, Question
 from engine.policy.judge import Judge
 from engine.policy.rule import Rule
+from engine.policy.sources import SourceRules
 from engine.ports import MapFullError
 from engine.runtime.flows import FlowTable
 from engine.runtime.force import Force, Numbering
@@ -45,6 +46,7 @@ from tests.support.source_maps import SimulatedSources
 T = TypeVar("T")
 VNET = bytes(VNET_BYTES)
 SERVER = captures.SERVER
+NO_SOURCES = SourceRules()
 NAME_RULE = Rule("names", "", frozenset({"name"}), "", effects=frozenset({Verdict.DENY}))
 
 
@@ -118,7 +120,7 @@ class Broken(Spoken):
 class FakePolicy:
     """What of a policy Force and Switch look at."""
 
-    source_deny: tuple[Any, ...] = ()
+    sources: SourceRules = NO_SOURCES
     inbound: Verdict | None = None
     closed: bool = False
 

@@ -104,8 +104,8 @@ def test_only_what_can_reach_a_change_is_examined_again(
 
 
 def same(one: Examined, other: Examined) -> bool:
-    return (one.rules, one.default, one.source_deny, one.warnings, one.tests, one.bundle) == (
-        other.rules, other.default, other.source_deny, other.warnings, other.tests, other.bundle,
+    return (one.rules, one.default, one.sources, one.warnings, one.tests, one.bundle) == (
+        other.rules, other.default, other.sources, other.warnings, other.tests, other.bundle,
     )  # fmt: skip
 
 
