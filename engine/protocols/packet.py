@@ -208,7 +208,7 @@ def _is_routed(frame: bytes, at: int, end: int) -> bool:
             return False
         length = 1
         if frame[at] != 1:
-            length = frame[at + 1] if at + 1 < len(frame) else 0
+            length = frame[at + 1] if at + 1 < end else 0  # never the transport's first byte
             if frame[at] in (131, 137) or length < 2:
                 return True
         at += length

@@ -32,7 +32,7 @@ from engine.abi.records import (
 )
 from engine.model.net import to_key
 from engine.ports import Gate
-from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP
+from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, URG
 from tests.support import captures, hello, initials
 from tests.support.egress import Socket, key_of
 
@@ -68,10 +68,15 @@ HELLOS = (
     b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
     b"\x16",
 )
+IP_OPTIONS = (
+    b"\x94\x04\0\0", b"\x94\x04\0\0" * 10, b"\x01" * 12, b"\x01" * 40, b"\x01\x83\x07\x04\x0a\0\0\1",
+    b"\x89\x07\x04\x0a\0\0\1\0", b"\x07\x04\0\0\0\x83\x03\x04", b"\x07\x01\0\0", b"\x01\x01\x01\x07",
+)  # fmt: skip
 DATAGRAMS = (
     initials.initial(initials.crypto(0, hello.handshake("a.example", alpn=["h3"]))),
     initials.initial(initials.crypto(0, hello.handshake("a.example")), version=initials.V2),
     initials.initial(initials.crypto(0, hello.handshake("a.example")))[:1199],
+    b"\xe3\0\0\0\1" + bytes(1250),
     b"\x40" + bytes(1300),
     b"query",
     b"",
@@ -247,7 +252,7 @@ class Maker:
         if self.odds(1 if self.deep else 3):
             flags, payload, seq = SYN, self.one((b"", b"", *HELLOS[:3])), self.one((999, 0xFFFFFFFE))
         else:
-            flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK))
+            flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK, ACK | URG))
             payload = b"" if self.odds(2) else self.one(HELLOS[:10]) if self.odds(7) else self.one(HELLOS)
             seq = (socket.start + self.one((0, 0, 0, 0, 0, 1, 517))) & 0xFFFFFFFF
         options = self.one((b"", b"", b"\x02\x04\x05\xb4", b"\x01" * 40))
@@ -260,7 +265,7 @@ class Maker:
             dst = "224.0.0.22" if protocol == 2 and self.odds(5) else dst
             return captures.ipv4(
                 protocol, inside, src=src, dst=dst, offset=offset, more=self.odds(1),
-                options=self.one((b"", b"", b"", b"\x94\x04\0\0", b"\x01" * 40)),
+                options=self.one((b"",) * 12 + IP_OPTIONS),
             )  # fmt: skip
         for _ in range(self.one((0, 0, 0, 0, 1, 2, 3, 7))):
             protocol, inside = self._extension(protocol, inside)
@@ -277,8 +282,8 @@ class Maker:
             return kind, struct.pack("!BxHI", following, offset & 0xFFF8 | offset & 1, 7) + inside
         if kind == 51:
             return kind, bytes([following, 4]) + bytes(22) + inside
-        size = self.one((8, 8, 16, 48))
-        return kind, bytes([following, size // 8 - 1]) + bytes(size - 2) + inside
+        size, left = self.one((8, 8, 16, 48)), self.one((0, 0, 0, 1))
+        return kind, bytes([following, size // 8 - 1, 0, left]) + bytes(size - 4) + inside
 
     def _ethernet(self, packet: bytes) -> bytes:
         if self.odds(1) and self.odds(3):

@@ -1,7 +1,7 @@
 """What bpf/include/packet.h reads of a frame, in plain Python: the reference for programs that use it.
 
 tests/host_c holds packet.h to the engine's parser, which reads more and elsewhere; this reading has the kernel's own
-bounds: the first 128 bytes, six extension headers, two VLAN tags.
+bounds: the first 128 bytes, six extension headers, sixteen IPv4 options, two VLAN tags.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from engine.abi.records import Tuple
 
 WINDOW = 128
 _EXTENSIONS = 6
+_OPTIONS = 16
+_LOOSE_ROUTE, _STRICT_ROUTE = 131, 137
 _TCP, _UDP, _IGMP, _ICMPV6 = 6, 17, 2, 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
 _CHAINED = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION, 135, 139, 140))
@@ -91,7 +93,24 @@ def _ipv4(window: _Window, at: int) -> Headers:
         raise _RefusedError(Status.MALFORMED if offset < 8 else Status.FRAGMENT)
     if protocol == _IGMP and dst[12] >> 4 == 14:
         raise _RefusedError(Status.LINK_CONTROL)
+    if header > 20 and _is_routed(frame, at + 20, at + header):
+        raise _RefusedError(Status.MALFORMED)
     return _transport(window, 4, at + header, at + total, protocol, (src, dst))
+
+
+def _is_routed(frame: bytes, at: int, end: int) -> bool:
+    """Is there a source route among the options, or more of them than are looked at?"""
+    for _ in range(_OPTIONS):
+        if at >= end or frame[at] == 0:
+            return False
+        if frame[at] == 1:
+            at += 1
+            continue
+        size = frame[at + 1] if at + 1 < end else 0
+        if frame[at] in (_LOOSE_ROUTE, _STRICT_ROUTE) or size < 2:
+            return True
+        at += size
+    return True
 
 
 def _ipv6(window: _Window, at: int) -> Headers:
@@ -108,6 +127,8 @@ def _ipv6(window: _Window, at: int) -> Headers:
             break
         window.need(at, 8, end)
         size = (frame[at + 1] + 1) * 8
+        if protocol == _ROUTING and frame[at + 3]:
+            raise _RefusedError(Status.MALFORMED)  # the destination is only the next stop
         if protocol == _FRAGMENT:
             offset, size = window.number(at + 2) & 0xFFF8, 8
             if offset:
