@@ -44,12 +44,14 @@ def awaited(look: Callable[[], Any], otherwise: Callable[[], object]) -> Any:
 class Engine:
     """One run of `sallyport run`."""
 
-    def __init__(self, host: Host, words: Sequence[str], before: Sequence[str], root: Path) -> None:
+    def __init__(
+        self, host: Host, words: Sequence[str], before: Sequence[str], module: Sequence[str], root: Path
+    ) -> None:
         self._host = host
         self.stderr = host.work / "engine.err"
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(
-                host.inside.command(*before, sys.executable, "-m", "engine.cli.main", "run", *words),
+                host.inside.command(*before, sys.executable, "-m", *module, "run", *words),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=root,
             )  # fmt: skip
 
@@ -110,12 +112,12 @@ class Engine:
 class Host(Lab):
     """A lab with a policy, and engines over it one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: dict[str, str] = POLICY) -> None:
         super().__init__()
         self.work = self.state / "work"
         self.work.mkdir()
         self.policy = self.work / "policy"
-        self.write(POLICY)
+        self.write(policy)
         self._engine: Engine | None = None
 
     @property
@@ -131,9 +133,10 @@ class Host(Lab):
 
     def begin(
         self, interfaces: Sequence[str] = (DEVICE,), config: str = "", *, before: Sequence[str] = (),
-        leave_attached: bool = False, root: Path = ROOT,
+        leave_attached: bool = False, root: Path = ROOT, module: Sequence[str] = ("engine.cli.main",),
     ) -> Engine:  # fmt: skip
-        """Start an engine and do not wait for it. `before`: a program that starts it; `root`: where its code is."""
+        """Start an engine and do not wait for it. `before`: a program that starts it; `root`: where its code is;
+        `module`: what is run instead of the command, with its first words."""
         file = self.work / "config.toml"
         file.write_text(config + "\n[alerts]\nwindow = 0\n[dns]\nfrom_resolv_conf = false\n")
         if self._engine is not None:
@@ -144,15 +147,15 @@ class Host(Lab):
         ]  # fmt: skip
         if leave_attached:
             words.append("--leave-attached")
-        self._engine = Engine(self, words, before, root)
+        self._engine = Engine(self, words, before, module, root)
         return self._engine
 
     def start(
         self, interfaces: Sequence[str] = (DEVICE,), config: str = "", *, leave_attached: bool = False,
-        root: Path = ROOT,
+        root: Path = ROOT, module: Sequence[str] = ("engine.cli.main",),
     ) -> Engine:  # fmt: skip
         """Start an engine; return once everything is attached."""
-        engine = self.begin(interfaces, config, leave_attached=leave_attached, root=root)
+        engine = self.begin(interfaces, config, leave_attached=leave_attached, root=root, module=module)
         engine.ready()
         return engine
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from engine.kernel import attach
+from engine.kernel.filters import GUARDS
 from engine.kernel.links import Changes, Keeper, What
 from tests.kernel.host import CLOSED, OPEN, Arrivals, Host, awaited
 from tests.kernel.lab import DEVICE, FAR_DEVICE, Lab
 from tests.support.netns import join
 
 WORDS = (DEVICE, "late*")
-EVERY = ["gate_egress"]
+EVERY = set(GUARDS)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def host(_host: Host) -> Iterator[Host]:
 
 
 def guards(host: Host, device: str) -> bool:
-    return set(host.filters(device)) >= set(EVERY)
+    return set(host.filters(device)) == EVERY
 
 
 def guarded(host: Host, device: str) -> None:
