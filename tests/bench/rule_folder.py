@@ -19,7 +19,7 @@ scope := {{"name"}}
 
 deny contains message if {{
 	some suffix in suffixes
-	why := data.settings.{rule}.suffixes[suffix]
+	why := data.many.{rule}.suffixes[suffix]
 	message := sprintf("%s is denied by the entry %s: %s", [input.name.value, suffix, why])
 }}
 
@@ -40,12 +40,12 @@ target_scope := {{"dest"}}
 default target := false
 
 target if {{
-	some prefix in data.settings.{rule}.prefixes
+	some prefix in data.many.{rule}.prefixes
 	net.cidr_contains(prefix, input.dest.address)
 }}
 
 deny contains "list {number} is for listed units only" if {{
-	not input.cgroup.unit in data.settings.{rule}.units
+	not input.cgroup.unit in data.many.{rule}.units
 }}
 """
 _PROGRAMS = """\
@@ -58,10 +58,10 @@ target_scope := {{"exe"}}
 
 default target := false
 
-target if input.exe.path == data.settings.{rule}.path
+target if input.exe.path == data.many.{rule}.path
 
 deny contains sprintf("%s may not reach %s", [input.exe.path, input.name.value]) if {{
-	not input.name.value in data.settings.{rule}.names
+	not input.name.value in data.many.{rule}.names
 }}
 """
 _TEST = """\
@@ -109,28 +109,31 @@ def _kind(number: int) -> _Kind:
     )  # fmt: skip
 
 
-def add(folder: Path, rules: int) -> Path:
-    """Write the rules into a policy folder; return the file of the one in the middle, for `edit`."""
-    (folder / "settings").mkdir(exist_ok=True)
+FOLDER = "many"
+"""Where the rules stand in the policy: their lists are below `data.many` therefore."""
+
+
+def add(policy: Path, aside: Path, rules: int) -> Path:
+    """Put the rules into a policy folder, all at once; return the file of the one in the middle, for `edit`. `aside`: a
+    folder on the same file system, in which they are written first."""
     for number in range(rules):
         kind = _kind(number)
         rule = f"{kind.name}_{number}"
-        here = folder / "rules" / rule
+        here = aside / FOLDER / rule
         here.mkdir(parents=True)
         (here / f"{rule}.rego").write_text(kind.text.format(number=number, rule=rule))
         test = _TEST.format(rule=rule, denied=json.dumps(kind.denied), passed=json.dumps(kind.passed))
         (here / f"{rule}_test.rego").write_text(test)
-        (folder / "settings" / f"{rule}.json").write_text(json.dumps({rule: kind.settings}))
+        (here / "list.json").write_text(json.dumps(kind.settings))
+    (aside / FOLDER).rename(policy / FOLDER)
     middle = f"names_{rules // 2 // 3 * 3}"
-    return folder / "rules" / middle / f"{middle}.rego"
+    return policy / FOLDER / middle / f"{middle}.rego"
 
 
-def remove(folder: Path, rules: int) -> None:
-    """Take the rules away again."""
-    for number in range(rules):
-        rule = f"{_kind(number).name}_{number}"
-        shutil.rmtree(folder / "rules" / rule)
-        (folder / "settings" / f"{rule}.json").unlink()
+def remove(policy: Path, aside: Path) -> None:
+    """Take the rules away again, all at once."""
+    (policy / FOLDER).rename(aside / FOLDER)
+    shutil.rmtree(aside / FOLDER)
 
 
 def edit(file: Path, revision: int) -> None:
