@@ -138,7 +138,8 @@ class Host(Lab):
         """Start an engine and do not wait for it. `before`: a program that starts it; `root`: where its code is;
         `module`: what is run instead of the command, with its first words."""
         file = self.work / "config.toml"
-        file.write_text(config + "\n[alerts]\nwindow = 0\n[dns]\nfrom_resolv_conf = false\n")
+        dns = "" if "[dns]" in config else "[dns]\nfrom_resolv_conf = false\n"
+        file.write_text(f"{config}\n[alerts]\nwindow = 0\n{dns}")
         if self._engine is not None:
             self._engine.close()
         words = [
