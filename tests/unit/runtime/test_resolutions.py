@@ -423,6 +423,14 @@ def test_in_all_the_longest_unused_address_goes_first() -> None:
     assert (world.of(), len(world)) == (("new.example",), 4)
 
 
+def test_an_address_that_is_answered_again_is_not_the_longest_unused() -> None:
+    world = World(capacity=2)
+    for address in ("192.0.2.0", "192.0.2.1", "192.0.2.0"):
+        world.see(looked_up("a.example", address))
+    world.see(looked_up("new.example", PLACE))
+    assert (world.of("192.0.2.0"), world.of("192.0.2.1"), world.of()) == (("a.example",), (), ("new.example",))
+
+
 def test_one_answer_cannot_push_every_other_name_out() -> None:
     world = World(capacity=200)
     world.see(looked_up("a.example", PLACE))
@@ -451,3 +459,6 @@ def test_connections_are_bounded_and_the_newest_are_followed(world: World) -> No
     world.see(lookups[0].looked_up("a.example", points("a.example", STRANGER)))
     world.see(lookups[1].looked_up("a.example", points("a.example", PLACE)))
     assert (world.of(STRANGER), world.of()) == ((), ("a.example",))
+    # One that goes on is as good as new: the next one pushes another out.
+    world.see(Lookup(transport=6, sport=999).opened(), lookups[1].looked_up("b.example", points("b.example", PLACE)))
+    assert world.of() == ("a.example", "b.example")
