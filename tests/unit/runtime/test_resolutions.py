@@ -216,6 +216,13 @@ def test_a_question_is_answered_once(world: World) -> None:
     assert (world.of(), world.observed.unasked) == ((), 1)
 
 
+def test_letter_case_is_no_other_name(world: World) -> None:
+    # Some clients ask in random case, and some servers answer in their own.
+    lookup = Lookup()
+    world.see(lookup.asks("a.eXaMpLe"), lookup.gets("A.example", points("a.EXAMPLE", PLACE)))
+    assert world.of() == ("a.example",)
+
+
 def test_a_wrong_answer_does_not_use_the_question_up(world: World) -> None:
     lookup = Lookup()
     world.see(lookup.asks("a.example"), lookup.gets("a.example", points("a.example", STRANGER), number=9))
