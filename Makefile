@@ -4,10 +4,10 @@
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz bench lock clean
+.PHONY: help setup demo test fuzz bench vm-test vm-matrix lock clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing; leaves the command in .venv/bin/sallyport
 	@scripts/setup
@@ -26,6 +26,12 @@ fuzz: setup ## look for inputs that break a parser, DURATION=3600 seconds long (
 
 bench: setup ## measure the figures of docs/bench.json (root, or sudo; a quiet machine)
 	@scripts/as-root .venv/bin/python -m tests.bench
+
+vm-test: ## run the kernel tests and the lab in a throw-away machine: KERNEL=6.1, TESTS=tests/kernel (QEMU)
+	@python3 -m vagrant.vm test --kernel $(or $(KERNEL),6.1) $(TESTS)
+
+vm-matrix: ## the same and more on four kernels, or on KERNEL; writes docs/kernels.md
+	@python3 -m vagrant.vm matrix $(addprefix --kernel ,$(KERNEL))
 
 lock: ## resolve the Python dependencies anew and write the lock files
 	@scripts/lock

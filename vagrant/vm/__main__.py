@@ -1,0 +1,137 @@
+"""The lab's commands; `make vm-test` and `make vm-matrix` call them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vagrant.vm import acceleration, kernels, tree, trial
+from vagrant.vm.archive import Archive
+from vagrant.vm.errors import LabError
+from vagrant.vm.matrix import Row, read, render, row, write
+from vagrant.vm.place import CHECKOUT, cache, require
+
+DOCUMENT = CHECKOUT / "docs/kernels.md"
+FIGURES = CHECKOUT / "docs/kernels.json"
+LIMIT_SECONDS = 3600
+
+_EPILOG = """\
+exit codes: what the steps ended with; 2 wrong words, 11 needs root (to build a root tree, once), 12 network, 14 disk
+full, 15 a package or an image could not be made, 20 a program is missing, 21 the machine did not boot, 22 it was not
+done in time
+
+examples:
+  python3 -m vagrant.vm test --kernel 6.1
+  python3 -m vagrant.vm test --kernel newest --step kernel tests/kernel/test_hold.py
+  python3 -m vagrant.vm matrix --kernel 6.1 --kernel 6.12
+"""
+
+
+def say(text: str) -> None:
+    print(f"vm: {text}", flush=True)
+
+
+def _told(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m vagrant.vm",
+        description="Run the tests and the lab in a throw-away machine with another kernel. Nothing is installed here.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True)
+    test = commands.add_parser("test", help="boot one kernel and run steps in it")
+    test.add_argument("--kernel", default="6.1", help="a version such as 6.1, or newest (default: 6.1)")
+    test.add_argument("--step", action="append", help=f"one of {', '.join(trial.STEPS)} (default: kernel and lab)")
+    test.add_argument("tests", nargs="*", help="for the step kernel (default: tests/kernel)")
+    test.set_defaults(run=_test)
+    matrix = commands.add_parser("matrix", help="run everything on several kernels and write docs/kernels.md")
+    matrix.add_argument("--kernel", action="append", help=f"only this one (default: {', '.join(kernels.MATRIX)})")
+    matrix.add_argument("--step", action="append", help="only these steps")
+    matrix.set_defaults(run=_matrix, tests=[])
+    for one in (test, matrix):
+        one.add_argument("--system", default="debian12", help=f"root tree: one of {', '.join(tree.SYSTEMS)}")
+        one.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
+    build = commands.add_parser("tree", help="build a root tree (root)")
+    build.add_argument("system")
+    build.add_argument("image", type=Path)
+    build.set_defaults(run=_tree)
+    args = parser.parse_args(words)
+
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGHUP, _leave)
+    try:
+        return int(args.run(args))
+    except LabError as error:
+        print(f"vm: {error}\n  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vm: interrupted; the machine is gone", file=sys.stderr)
+        return 130
+
+
+def _leave(number: int, _frame: object) -> None:
+    """As an exception, so that what is open is closed and the machine goes."""
+    raise SystemExit(128 + number)
+
+
+def _tree(args: argparse.Namespace) -> int:
+    tree.build(args.system, CHECKOUT, args.image, say)
+    return 0
+
+
+def _test(args: argparse.Namespace) -> int:
+    outcome = _trial(args, args.kernel, args.step or trial.DEFAULT_STEPS)
+    say(f"Linux {outcome.release}: exit code {outcome.code} after {outcome.seconds:.0f} s")
+    return outcome.code
+
+
+def _matrix(args: argparse.Namespace) -> int:
+    steps = args.step or trial.STEPS
+    trial.check_steps(steps)
+    wanted = args.kernel or kernels.MATRIX
+    for one in wanted:
+        kernels.check_wanted(one)
+    rows: dict[str, Row] = read(FIGURES)
+    code = 0
+    for one in wanted:
+        outcome = _trial(args, one, steps)
+        line = ".".join(outcome.release.split(".")[:2])
+        rows[line] = row(rows.get(line), outcome)
+        # After each, so that a matrix that is broken off has not been in vain.
+        write(FIGURES, rows)
+        DOCUMENT.write_text(render(rows))
+        say(f"Linux {outcome.release}: exit code {outcome.code} after {outcome.seconds:.0f} s; {DOCUMENT.name} written")
+        code = max(code, outcome.code)
+    return code
+
+
+def _trial(args: argparse.Namespace, wanted: str, steps: Sequence[str]) -> trial.Outcome:
+    """What is wrong with the words is said before anything is downloaded."""
+    kernels.check_wanted(wanted)
+    tree.suite_of(args.system)
+    trial.check_steps(steps)
+    tests = args.tests or trial.DEFAULT_TESTS
+    trial.check_tests(tests, CHECKOUT)
+    require(["qemu-system-x86_64", "setpriv", "git"])
+    folder = cache()
+    kernel, note = kernels.obtain(wanted, folder, Archive(folder / "apt"))
+    if note:
+        say(note)
+    image = tree.obtain(args.system, CHECKOUT, folder, say)
+    accelerator = acceleration.choose(kernel, folder, say)
+    teller: Callable[[bytes], None] = _told
+    return trial.run(
+        kernel, image, CHECKOUT, accelerator, steps=steps, tests=tests, limit=args.limit, say=say, told=teller
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
