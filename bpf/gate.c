@@ -1042,6 +1042,9 @@ static inline __attribute__((always_inline)) int is_icmp_error(const struct scra
 {
 	__u8 type = WINDOW_AT(s->window, s->packet.payload);
 
+	/* Behind so many headers that it lies beyond the window, it is whatever its sender likes. */
+	if (s->packet.payload >= PACKET_WINDOW || !s->packet.length)
+		return 0;
 	if (s->packet.tuple.transport == PROTO_ICMP)
 		return type == 3 || type == 4 || type == 11 || type == 12;
 	return s->packet.tuple.transport == PROTO_ICMPV6 && type >= 1 && type <= 4;
@@ -1119,6 +1122,7 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 	s->is_allowed = 0;
 	s->stage = STAGE_CONNECT;
 	s->before = 0;
+	s->start = 0;
 	s->inbound_flow.flags = 0;
 	s->kind = kind_of(skb->ifindex);
 	p = &s->packet;
@@ -1172,6 +1176,9 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 		count(COUNT_PASSED_REPLY);
 		return OUTCOME_PASS;
 	}
+	/* Where the stream began is known: only what begins there may be read as its hello. */
+	if (s->tcp && (opening || known))
+		s->inbound_flow.flags = FLOW_STARTED;
 	if (known) {
 		s->before = known->verdict_id;
 		if (!opening)
@@ -1201,7 +1208,7 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 	/* A stream whose start has gone by, under another policy or before the gate: nothing in it may be read as its
 	 * hello any more. */
 	if (s->tcp && !opening && (!known || known->verdict != VERDICT_UNDECIDED))
-		s->inbound_flow.flags = FLOW_PAYLOAD_PASSED;
+		s->inbound_flow.flags |= FLOW_PAYLOAD_PASSED;
 	if (!plan || (s->tcp && !opening))
 		return to_hold(r, STAGE_CONNECT, COUNT_HELD_INBOUND);
 	entry = connect_verdict(plan, &s->connect, 0, p->tuple.transport, p->tuple.dport, p->tuple.dst, SHAPE_INBOUND);
@@ -1210,7 +1217,7 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 	if (entry->verdict != VERDICT_UNDECIDED)
 		return to_apply(r, entry, ORIGIN_DEST, STAGE_CONNECT);
 	if (s->tcp) {
-		remember_inbound(s, VERDICT_UNDECIDED, 0);
+		remember_inbound(s, VERDICT_UNDECIDED, FLOW_STARTED);
 		if (!p->length)
 			return OUTCOME_PASS;
 	}
