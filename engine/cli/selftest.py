@@ -118,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
     results = _interruptible(lambda begun: run_proofs(begun=begun, told=told), progress)
     if isinstance(results, int):
         return results
-    passed = all(each.passed for each in results)
+    # Nothing shown is nothing proved.
+    passed = bool(results) and all(each.passed for each in results)
     document = {
         "passed": passed,
         "kernel": platform.release(),

@@ -25,9 +25,18 @@ class Entry:
         return str(self._body.get("dst_endpoint", {}).get("hostname", ""))
 
     @property
+    def address(self) -> str:
+        """The destination, empty when the entry is about none."""
+        return str(self._body.get("dst_endpoint", {}).get("ip", ""))
+
+    @property
     def port(self) -> int:
         """The destination's port, 0 when the entry is about none."""
         return int(self._body.get("dst_endpoint", {}).get("port", 0))
+
+    @property
+    def source_port(self) -> int:
+        return int(self._body.get("src_endpoint", {}).get("port", 0))
 
     @property
     def exe(self) -> str:

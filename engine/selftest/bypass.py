@@ -15,7 +15,8 @@ from functools import partial
 from engine.abi.numbers import Counter
 from engine.lab.gate import Since
 from engine.lab.interruption import interruptible
-from engine.lab.topology import CLIENT, DEVICE, SERVER_DEVICE
+from engine.lab.log import Entry
+from engine.lab.topology import CLIENT, DENIED, DEVICE, SERVER_DEVICE
 from engine.lab.waiting import until
 from engine.selftest.attempt import Attempt, Outcome, SelftestError, Tried
 from engine.selftest.policy import GHOST
@@ -93,6 +94,8 @@ def _make(rig: Rig, each: _Try, *, prepared: bool = False) -> str:
             "peer", device=SERVER_DEVICE, address=GHOST, port=each.port, client=CLIENT,
             client_port=each.attempt.peer, client_mac=rig.mac(rig.net.client, DEVICE),
         )  # fmt: skip
+    if each.attempt.called:
+        rig.witness.ask("call", source=DENIED, address=CLIENT, port=each.port)
     try:
         if prepared:
             return str(rig.clients[each.attempt.where].ask("go", seconds=60.0, name=each.attempt.name)["word"])
@@ -123,11 +126,14 @@ def _against(rig: Rig, each: _Try) -> Tried:
         return Tried(each.attempt, Outcome.BLOCKED if ours else Outcome.NOT_HERE, observed)
     observed += ", the token among them" if through.token else ""
     tells = each.attempt.tells
-    entries = [entry for entry in rig.gate.entries() if entry.port == each.port]
-    if tells is not None and until(lambda: [e for e in rig.gate.entries() if e.port == each.port and tells(e)],
-                                   _LOG_SECONDS):  # fmt: skip
+    if tells is not None and until(lambda: any(map(tells, _entries(rig, each))), _LOG_SECONDS):
         return Tried(each.attempt, Outcome.SEEN, f"{observed}; the log has it")
-    return Tried(each.attempt, Outcome.OPEN, f"{observed}; {len(entries)} entries in the log do not tell")
+    return Tried(each.attempt, Outcome.OPEN, f"{observed}; {len(_entries(rig, each))} entries in the log do not tell")
+
+
+def _entries(rig: Rig, each: _Try) -> list[Entry]:
+    """What the log has about the attempt's port, at whichever end it is."""
+    return [entry for entry in rig.gate.entries() if each.port in (entry.port, entry.source_port)]
 
 
 def _late(rig: Rig, each: _Try, tried: Tried) -> Tried:

@@ -24,7 +24,7 @@ from engine.selftest.hello import client_hello
 
 _SECONDS = 30.0
 _NOBODY = 65534
-_READY, _GO = b"r", b"g"
+_READY, _GO, _END = b"\1", b"\2", b"\3"
 
 Answer = dict[str, Any]
 
@@ -69,7 +69,7 @@ class Child:
             attempt.act(Chance(how["port"], how["token"], **files, wait=wait))
         except BaseException as error:  # noqa: BLE001 - whatever ends an attempt is its answer
             word = _word("", error)
-        os.write(tell, word.encode()[:4000])
+        os.write(tell, word.encode()[:4000] + _END)
         os._exit(0)
 
     def prepared(self) -> bool:
@@ -81,14 +81,15 @@ class Child:
         with suppress(BrokenPipeError):
             os.write(self._go, _GO)
         words = b""
-        while piece := self._read():
+        # Not to the end of the pipe: somebody whom it left behind may hold that open.
+        while not words.endswith(_END) and (piece := self._read()):
             words += piece
         os.close(self._told)
         os.close(self._go)
         with suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        return words.removeprefix(_READY).decode(errors="replace")
+        return words.removeprefix(_READY).removesuffix(_END).decode(errors="replace")
 
     def _read(self) -> bytes:
         if not select.select([self._told], [], [], _SECONDS)[0]:

@@ -56,13 +56,13 @@ def _varint(value: int) -> bytes:
     return bytes([value]) if value < 64 else (0x4000 | value).to_bytes(2, "big")
 
 
-def initial(frames: bytes, dcid: bytes, *, number: int = 0, token: bytes = b"") -> bytes:
-    """Return a datagram with one Initial packet of QUIC version 1 (RFC 9001 section 5), sealed as a client does it.
+def initial(frames: bytes, dcid: bytes, *, number: int = 0, token: bytes = b"", version: int = V1) -> bytes:
+    """Return a datagram with one Initial packet of QUIC version 1 or a draft, sealed as a client does it (RFC 9001).
 
     `token` goes unencrypted: it is how a witness that has no keys recognises the packet.
     """
-    keys = ClientKeys(V1, dcid)
-    head = b"\xc1" + V1.to_bytes(4, "big") + bytes([len(dcid)]) + dcid + b"\0" + _varint(len(token)) + token
+    keys = ClientKeys(version, dcid)
+    head = b"\xc1" + version.to_bytes(4, "big") + bytes([len(dcid)]) + dcid + b"\0" + _varint(len(token)) + token
     room = _INITIAL_BYTES - len(head) - 2 - _NUMBER_BYTES - _TAG_BYTES
     frames += bytes(max(0, room - len(frames)))
     head += (0x4000 | (_NUMBER_BYTES + len(frames) + _TAG_BYTES)).to_bytes(2, "big")

@@ -15,6 +15,8 @@ GHOST = "192.0.2.77"
 """A denied address that no kernel has: the witness answers for it, frame by frame."""
 ELSEWHERE = "203.0.113.10"
 """Where names decide too: an address of the server beyond the second wire, which no gate is on."""
+NAT64 = "64:ff9b::c000:242"
+"""What a NAT64 would send to the denied IPv4 address (RFC 6052)."""
 DENIED_SUFFIX, ALLOWED_NAME, RESOLVER = "denied.example", "allowed.example", "resolver.example"
 PROTECTED, BY_PATH, BY_DIGEST = "protected.example", "by-path.example", "by-digest.example"
 

@@ -20,7 +20,7 @@ from engine.lab.topology import DEVICE, NEIGHBOUR, SERVER, SERVER_DEVICE, Namesp
 from engine.lab.waiting import until
 from engine.selftest.attempt import SelftestError, Where
 from engine.selftest.attempts import programs
-from engine.selftest.policy import ELSEWHERE, GHOST, write_policy
+from engine.selftest.policy import ELSEWHERE, GHOST, NAT64, write_policy
 
 FIRST_PORT = 5000
 _UNSEEN_PORTS = 20000
@@ -87,6 +87,7 @@ class Rig:
             f"address add {_ROUTER}/24 dev way0\nlink set way0 up\n"
             # The ghost is nobody's address: without an entry its packets would wait for an answer to ARP.
             f"neighbor replace {GHOST} lladdr {self.mac(net.server, SERVER_DEVICE)} dev {DEVICE} nud permanent\n"
+            f"route add {NAT64}/128 dev {DEVICE}\n"
             f"neighbor replace {SERVER} lladdr {self.mac(net.server, SERVER_DEVICE)} dev {DEVICE} nud permanent"
         )
         behind.configure(
@@ -95,6 +96,7 @@ class Rig:
         net.server.configure(
             f"route add 198.51.100.0/24 via {topology.CLIENT}\n"
             f"address add 2001:db8:5a11::98/64 dev {SERVER_DEVICE} nodad\n"
+            f"address add {NAT64}/128 dev {SERVER_DEVICE} nodad\n"
             f"link add other0 type veth peer name other1 netns {aside.keeper.pid}\n"
             f"address add {ELSEWHERE}/24 dev other0\nlink set other0 up"
         )

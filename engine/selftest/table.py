@@ -98,4 +98,9 @@ def markdown(done: Sequence[Tried], kernel: str, machine: str, version: str) -> 
 
 
 def _row(*cells: str) -> str:
-    return "".join(f"| {cell.replace('|', chr(92) + '|')} " for cell in cells) + "|\n"
+    return "".join(map(row_start, cells)) + "|\n"
+
+
+def row_start(cell: str) -> str:
+    """Return a cell of the document's table, up to the bar that ends it."""
+    return "| " + cell.replace("|", "\\|") + " "

@@ -16,16 +16,22 @@ _PARAMS_BYTES = 120
 _SQE_BYTES, _CQE_BYTES = 64, 16
 _OFF_SQES = 0x10000000
 _OP_CONNECT, _OP_SEND = 16, 26
-_GETEVENTS = 1
+_GETEVENTS, _SQ_WAKEUP = 1, 2
+_SETUP_SQPOLL, _POLL_MILLISECONDS = 2, 1000
 _FEAT_SINGLE_MMAP = 1
 
 
 class Ring:
     """One request at a time. OSError where the kernel has no io_uring, forbids it, or the request fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, polled: bool = False) -> None:
+        """`polled`: requests are taken by a thread of the kernel's (IORING_SETUP_SQPOLL), which makes the calls."""
         params = bytearray(_PARAMS_BYTES)
+        if polled:
+            struct.pack_into("=I", params, 8, _SETUP_SQPOLL)
+            struct.pack_into("=I", params, 16, _POLL_MILLISECONDS)
         self._fd = syscalls.call(syscalls.IO_URING_SETUP, _ENTRIES, syscalls.address(params))
+        self._wakeup = _SQ_WAKEUP if polled else 0
         # struct io_uring_params: nine words and three reserved, then struct io_sqring_offsets, io_cqring_offsets.
         entries, completions, _, _, _, features = struct.unpack_from("=6I", params)
         self._sq = struct.unpack_from("=7I", params, 40)
@@ -63,7 +69,7 @@ class Ring:
         self._sqes[slot * _SQE_BYTES : (slot + 1) * _SQE_BYTES] = request.ljust(_SQE_BYTES, b"\0")
         struct.pack_into("=I", self._ring, array_at + 4 * slot, slot)
         struct.pack_into("=I", self._ring, tail_at, tail + 1)
-        syscalls.call(syscalls.IO_URING_ENTER, self._fd, 1, 1, _GETEVENTS, 0, 0)
+        syscalls.call(syscalls.IO_URING_ENTER, self._fd, 1, 1, _GETEVENTS | self._wakeup, 0, 0)
         head_at, _, mask_at, _, _, cqes_at = self._cq
         head = self._word(head_at)
         (result,) = struct.unpack_from("=8xi4x", self._ring, cqes_at + _CQE_BYTES * (head & self._word(mask_at)))

@@ -26,6 +26,7 @@ _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _SO_RCVBUFFORCE = 33
 _TCP_FASTOPEN = 23
 _BUFFER = 64 << 20
+_CALL_SECONDS = 0.05
 _KEPT = 1 << 16
 """Bytes of one port that the servers keep."""
 
@@ -166,16 +167,38 @@ class Peer:
                 self._send(1001, seen.seq + length, frames.ACK)
 
 
+class Caller:
+    """Calls a port until it is answered, and reads what it is told."""
+
+    def __init__(self, source: str, address: str, port: int) -> None:
+        self._how = (address, port), (source, 0)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        to, source = self._how
+        while not self._ending.wait(_CALL_SECONDS):
+            with suppress(OSError), socket.create_connection(to, 1.0, source) as connection:
+                while connection.recv(4096):
+                    connection.send(HEARD)
+
+
 class Witness:
     def __init__(self) -> None:
         self._servers: Servers | None = None
         self._wire = Wire()
-        self._peer: Peer | None = None
+        self._other: Peer | Caller | None = None
         self.orders: dict[str, Callable[..., Answer]] = {
             "serve": self.serve,
             "seen": self.seen,
             "forget": self.forget,
             "peer": self.peer,
+            "call": self.call,
             "alone": self.alone,
         }
 
@@ -193,13 +216,17 @@ class Witness:
         return self._wire.forget()
 
     def peer(self, **how: Any) -> Answer:
-        self._peer = Peer(**how)
+        self._other = Peer(**how)
+        return {}
+
+    def call(self, **how: Any) -> Answer:
+        self._other = Caller(**how)
         return {}
 
     def alone(self) -> Answer:
-        if self._peer is not None:
-            self._peer.end()
-            self._peer = None
+        if self._other is not None:
+            self._other.end()
+            self._other = None
         return {}
 
 

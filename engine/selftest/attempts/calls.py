@@ -30,6 +30,15 @@ def fast_open_hello(c: Chance) -> None:
     _fast_open(SERVER, c.denied_hello(), c.port)
 
 
+def fast_open_hello_cut(c: Chance) -> None:
+    hello = c.denied_hello()
+    with socket.socket() as connection:
+        connection.settimeout(PATIENCE)
+        connection.sendto(hello[:60], _MSG_FASTOPEN, (SERVER, c.port))
+        connection.sendall(hello[60:])
+        hear(connection)
+
+
 def mapped(c: Chance) -> None:
     with socket.socket(socket.AF_INET6) as connection:
         connection.settimeout(PATIENCE)
@@ -52,6 +61,13 @@ def hello6(c: Chance) -> None:
 
 def uring_send(c: Chance) -> None:
     with socket.socket() as connection, uring.Ring() as ring:
+        ring.connect(connection.fileno(), DENIED, c.port)
+        ring.send(connection.fileno(), c.data)
+        hear(connection)
+
+
+def uring_polled(c: Chance) -> None:
+    with socket.socket() as connection, uring.Ring(polled=True) as ring:
         ring.connect(connection.fileno(), DENIED, c.port)
         ring.send(connection.fileno(), c.data)
         hear(connection)
@@ -135,7 +151,19 @@ ATTEMPTS = (
         fast_open_hello,
         {Outcome.BLOCKED: "The SYN is held with what it carries, and its payload is read as the first of the stream."},
     ),
+    Attempt(
+        "TCP Fast Open: hello cut",
+        "a denied name over the SYN and the first segment",
+        fast_open_hello_cut,
+        {Outcome.BLOCKED: "The stream begins in the SYN, and its hello is held until it is whole."},
+    ),
     Attempt("io_uring: connect and send", "a token to a denied address", uring_send, {Outcome.BLOCKED: _BY_PACKET}),
+    Attempt(
+        "io_uring: by the kernel's thread",
+        "a token to a denied address, sent by a thread that polls (IORING_SETUP_SQPOLL)",
+        uring_polled,
+        {Outcome.BLOCKED: "That thread is one of the process's, and the packet leaves like others."},
+    ),
     Attempt("io_uring: hello", "a denied name", uring_hello, {Outcome.BLOCKED: _BY_NAME}),
     Attempt("sendfile: hello", "a denied name from a file", sendfile, {Outcome.BLOCKED: _BY_NAME}),
     Attempt("splice: hello", "a denied name from a pipe", splice, {Outcome.BLOCKED: _BY_NAME}),

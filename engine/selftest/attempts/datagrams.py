@@ -10,12 +10,14 @@ from contextlib import suppress
 
 from engine.kernel import syscalls
 from engine.lab.topology import DENIED, DENIED6, NEIGHBOUR, SERVER
+from engine.protocols.quic import V1
 from engine.selftest.attempt import Attempt, Chance, Outcome
 from engine.selftest.hello import crypto, handshake, initial, scrambled
 from engine.selftest.policy import ALLOWED_NAME
 
 _SOL_UDP, _UDP_SEGMENT = 17, 103
 _QUIC_BYTES = 1200
+_DRAFT_29 = 0xFF00001D
 
 
 def udp(family: int = socket.AF_INET) -> socket.socket:
@@ -108,8 +110,8 @@ def _allowed_flow(c: Chance, datagrams: socket.socket) -> None:
         datagrams.recv(1)
 
 
-def _denied_initial(c: Chance) -> bytes:
-    return initial(crypto(0, handshake(c.denied_name)), secrets.token_bytes(8), token=c.data)
+def _denied_initial(c: Chance, version: int = V1) -> bytes:
+    return initial(crypto(0, handshake(c.denied_name)), secrets.token_bytes(8), token=c.data, version=version)
 
 
 def flow_again(c: Chance) -> None:
@@ -138,6 +140,12 @@ def quic_second(c: Chance) -> None:
     with udp() as datagrams:
         _allowed_flow(c, datagrams)
         datagrams.send(_denied_initial(c))
+
+
+def quic_draft(c: Chance) -> None:
+    with udp() as datagrams:
+        _allowed_flow(c, datagrams)
+        datagrams.send(_denied_initial(c, _DRAFT_29))
 
 
 def quic_behind_segment(c: Chance) -> None:
@@ -187,6 +195,11 @@ ATTEMPTS = (
             {Outcome.BLOCKED: "CRYPTO frames are put in order over all datagrams of the first flight."}),
     Attempt("QUIC: second connection", "a denied name on a flow that an allowed one opened", quic_second,
             {Outcome.BLOCKED: "Each datagram that begins with an Initial is judged, on an allowed flow too."},
+            whole=False),
+    Attempt("QUIC: second connection, a draft's", "a denied name in an Initial of draft 29, on an allowed flow",
+            quic_draft,
+            {Outcome.OPEN: "The gate knows the Initials of versions 1 and 2 alone; servers of drafts are rare by now.",
+             Outcome.BLOCKED: "Each datagram that begins with a long header is judged, on an allowed flow too."},
             whole=False),
     Attempt("QUIC: second segment", "a denied name in the second segment of a buffer, on an allowed flow",
             quic_behind_segment,

@@ -1,4 +1,4 @@
-"""Other network namespaces."""
+"""Other ways out: namespaces, interfaces, forms of an address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 from engine.lab.topology import DENIED, SERVER
 from engine.selftest.attempt import Attempt, Chance, Outcome, Where, hear
-from engine.selftest.policy import ELSEWHERE
+from engine.selftest.policy import ELSEWHERE, NAT64
 
 
 def token(c: Chance) -> None:
@@ -35,6 +35,13 @@ def hello_cut(c: Chance) -> None:
         hear(connection)
 
 
+def translated(c: Chance) -> None:
+    """RFC 6052: behind a NAT64 this is the denied IPv4 address."""
+    with c.connect(NAT64) as connection:
+        connection.sendall(c.data)
+        hear(connection)
+
+
 def aside(c: Chance) -> None:
     with c.connect(ELSEWHERE) as connection:
         connection.sendall(c.denied_hello())
@@ -56,4 +63,7 @@ ATTEMPTS = (
             {Outcome.SEEN: "No gate is on that interface; the log has the socket with program and destination, for "
              "its control group is guarded. Guard every interface that leads out."}, where=Where.ASIDE,
             tells=lambda entry: entry.type == "socket"),
+    Attempt("NAT64 form of an address", "a token to a denied IPv4 address by its 64:ff9b::/96 form", translated,
+            {Outcome.SEEN: "It is another address, and in the log as such: deny both forms where there is a NAT64."},
+            tells=lambda entry: entry.address == NAT64),
 )  # fmt: skip

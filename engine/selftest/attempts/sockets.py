@@ -13,6 +13,8 @@ from engine.selftest.hello import client_hello
 from engine.selftest.policy import ALLOWED_NAME, GHOST
 
 PEER_PORT = 61234
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_WINDOW = 19, 20, 21, 29
+_REPAIR_RECEIVE, _REPAIR_SEND = 1, 2
 _NO_LINGER = struct.pack("=ii", 1, 0)
 
 
@@ -157,6 +159,34 @@ def simultaneous(c: Chance) -> None:
         hear(connection)
 
 
+def repaired(c: Chance) -> None:
+    """A connection without a handshake (TCP_REPAIR, made for restoring processes): its first packet has data."""
+    with socket.socket() as connection:
+        connection.settimeout(PATIENCE)
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+        for queue in (_REPAIR_SEND, _REPAIR_RECEIVE):
+            connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, queue)
+            connection.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, 1000)
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, 0)
+        connection.connect((SERVER, c.port))
+        connection.setsockopt(
+            socket.IPPROTO_TCP, _TCP_REPAIR_WINDOW, struct.pack("=5I", 1000, 65535, 65535, 65535, 1000)
+        )
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, -1)
+        connection.sendall(c.denied_hello())
+        hear(connection)
+
+
+def called(c: Chance) -> None:
+    """Who is denied as a destination calls, and is answered."""
+    with socket.create_server((CLIENT, c.port)) as listener:
+        listener.settimeout(PATIENCE)
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(c.data)
+            hear(connection)
+
+
 _ANEW = "Every connect of a socket is a connection of its own, and judged as one."
 _NO_IDENTITY = "Without an identity nothing is known of it but where it goes and what it says, and that is judged."
 
@@ -190,4 +220,11 @@ ATTEMPTS = (
     Attempt("TCP: simultaneous open", "a token to a denied address that opens at the same time", simultaneous,
             {Outcome.BLOCKED: "A socket that opened a connection itself is judged, whichever end is answered first."},
             peer=PEER_PORT),
+    Attempt("TCP_REPAIR", "a denied name over a connection that had no handshake", repaired,
+            {Outcome.BLOCKED: "A stream whose start was not seen is not read as a hello."}, needs="CAP_NET_ADMIN"),
+    Attempt("answer to a denied address", "a token over a connection that a denied address opened", called,
+            {Outcome.SEEN: "Who opens a connection decides its direction. The log has it as accepted here: deny "
+             "the source, or judge what comes in.",
+             Outcome.BLOCKED: "What comes in from there is judged too."}, called=True,
+            tells=lambda entry: entry.type == "socket"),
 )  # fmt: skip

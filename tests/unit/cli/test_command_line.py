@@ -27,7 +27,7 @@ def commands(of: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterat
     for group in groups:
         for word, below in group.choices.items():
             yield from commands(below, (*words, word))
-    if not groups:
+    if not any(group.required for group in groups):
         yield words
 
 
@@ -58,7 +58,7 @@ def examples(text: str) -> list[list[str]]:
 
 def test_every_command_of_the_contract_is_there() -> None:
     assert {words[0] for words in COMMANDS} == {
-        "run", "status", "verdict", "strategy", "policy", "audit", "inspect", "lab", "panic",
+        "run", "status", "verdict", "strategy", "policy", "audit", "inspect", "lab", "selftest", "panic",
     }  # fmt: skip
     assert {words for words in COMMANDS if words[0] in ("verdict", "strategy")} == {
         (kind, verb) for kind in ("verdict", "strategy") for verb in ("set", "clear", "list")
