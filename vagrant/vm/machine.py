@@ -26,6 +26,7 @@ BOOT_SECONDS = 120
 
 LINES = ("output", "steps", "findings")
 _KEEP_CONSOLE_LINES = 15
+_GOING_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class Machine:
                         self._take(key.data, data, told)
                     else:
                         selector.unregister(key.fileobj)
+            if not selector.get_map():
+                # The lines close a moment before the process is gone, and its end is what is asked for next.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_GOING_SECONDS)
         return done(self)
 
     def _take(self, name: str, data: bytes, told: Callable[[bytes], None]) -> None:
@@ -166,11 +171,11 @@ def running(spec: Spec) -> Iterator[Machine]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def wait_for_start(machine: Machine) -> None:
+def wait_for_start(machine: Machine, told: Callable[[bytes], None]) -> None:
     """Wait for the guest's first process. Raises BootError with the console's end when it does not come, and ToolError
     when QEMU itself refused: then nothing that the guest did or did not do means anything."""
     until = time.monotonic() + BOOT_SECONDS
-    if not machine.watch(until, lambda _: None, lambda one: bool(one.steps)):
+    if not machine.watch(until, told, lambda one: bool(one.steps)):
         if machine.process.poll() == 1:
             said = (machine.folder / "qemu").read_text(errors="replace").strip().splitlines() or ["nothing"]
             raise ToolError("QEMU refused to start the machine.", hint=f"It said: {said[-1]}")

@@ -27,6 +27,7 @@ BOOTS = 3
 """Only a boot that never reached its first process is tried again: what came later is a result."""
 
 READY_SECONDS = 180
+OFF_SECONDS = 20
 
 
 @dataclass
@@ -112,7 +113,7 @@ def _once(
 ) -> Outcome:
     begun = time.monotonic()
     with running(spec) as machine:
-        wait_for_start(machine)
+        wait_for_start(machine, told)
         if not machine.watch(begun + READY_SECONDS, told, lambda one: len(one.steps) > 1):
             raise _dead(machine, "came to its first process and no further")
         if machine.steps[1].startswith("ready"):
@@ -127,8 +128,8 @@ def _once(
         kind, _, rest = (_last(machine) or "").partition(" ")
         if kind == "failed":
             raise BootError(f"The guest gave up: {rest}.", hint=f"Console:\n    {machine.last_words()}")
-        # What is still on its way over the other lines.
-        machine.watch(time.monotonic() + 2, told, lambda one: False)
+        # What is still on its way over the other lines comes before the machine is off.
+        machine.watch(time.monotonic() + OFF_SECONDS, told, lambda one: False)
         return Outcome(int(rest), kernel.release, findings=parse_findings(machine.findings))
 
 
