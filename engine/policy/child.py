@@ -32,6 +32,8 @@ from engine.policy.frames import (
 )
 from engine.policy.interpreter import Interpreter, InterpreterError
 
+_MOST = 1 << 16
+
 
 class Served:
     """What the child holds between two frames: an interpreter for each part, none of which sees another's rules."""
@@ -83,37 +85,58 @@ class Served:
         return (b"" if value is msgspec.UNSET else msgspec.json.encode(value)), ""
 
 
-def _receive(connection: socket.socket, count: int) -> bytes:
-    """Return exactly `count` bytes, or fewer when the other end has closed."""
-    content = connection.recv(count, socket.MSG_WAITALL)
-    while content and len(content) < count:
-        more = connection.recv(count - len(content), socket.MSG_WAITALL)
-        if not more:
-            break
-        content += more
-    return content
+class _Frames:
+    """The frames of a connection, most of them by one call of the kernel."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+
+    def next(self) -> bytes | None:
+        """Return the next frame, None when the other end has closed."""
+        while (body := self._taken()) is None:
+            data = self._connection.recv(_MOST)
+            if not data:
+                return None
+            self._buffer += data
+        return body
+
+    def _taken(self) -> bytes | None:
+        if len(self._buffer) < LENGTH_BYTES:
+            return None
+        length = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+        if length > MAX_FRAME_BYTES:
+            raise SystemExit(2)
+        end = LENGTH_BYTES + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[LENGTH_BYTES:end])
+        del self._buffer[:end]
+        return body
 
 
 def serve(connection: socket.socket, cpu_seconds: int, kind: Any, answer: Callable[[Any], Any]) -> None:
     """Answer frames, which hold messages of one kind, until the other end closes."""
     requests = msgspec.msgpack.Decoder(kind)
-    while True:
-        head = _receive(connection, LENGTH_BYTES)
-        if len(head) < LENGTH_BYTES:
-            return
-        length = int.from_bytes(head, "big")
-        if length > MAX_FRAME_BYTES:
-            raise SystemExit(2)
-        request = requests.decode(_receive(connection, length))
-        # The limit counts a process's whole life, so it is moved before each request. It ends a runaway evaluation
-        # also when nobody is left to kill it: regorus has no time limit of its own.
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + cpu_seconds + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    frames = _Frames(connection)
+    _limit(cpu_seconds)
+    while (body := frames.next()) is not None:
         try:
-            connection.sendall(frame(answer(request)))
+            connection.sendall(frame(answer(requests.decode(body))))
         except (BrokenPipeError, ConnectionResetError):
             return
+        _limit(cpu_seconds)
+
+
+def _limit(cpu_seconds: int) -> None:
+    """Give the next request its CPU seconds.
+
+    The kernel's limit counts a process's whole life, so it is moved after each answer, when nobody waits. It ends a
+    runaway evaluation also when nobody is left to kill it: regorus has no time limit of its own.
+    """
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + cpu_seconds + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
 def limited(words: list[str]) -> tuple[socket.socket, int]:

@@ -229,7 +229,7 @@ def test_the_child_dies_with_the_engine() -> None:
         "    many = 'numbers.range(1, 100000)'\n"
         "    module = f'package a\\n\\nx := count([1 | some i in {many}; some j in {many}; i == j])'\n"
         "    await child.request(Load([Part('a', [('a.rego', module)], b'{}', [])]), Ready, 10.0)\n"
-        "    child._transport.write(frame(Query('a', ['data.a.x'])))\n"
+        "    child._socket.send(frame(Query('a', ['data.a.x'])))\n"
         "    print(child.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
