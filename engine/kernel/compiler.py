@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import platform
 import select
 import signal
 import sys
@@ -27,6 +28,9 @@ from engine.kernel.programs import PROGRAMS, SOURCES
 
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_UNREAD = {"x86_64": ("-D_LINUX_LOG2_H", "-D_ASM_X86_PAGE_H")}
+"""Guards of headers that BCC includes before each file, by machine: defined, they keep the headers from being read, which
+costs 0.06 s a file. Nothing of them is used."""
 _SAID_BYTES = 2000
 """The end of what a compiler said is what an error shows."""
 
@@ -157,14 +161,17 @@ def _worker(work: Sequence[Part], numbers: int, arguments: Sequence[str], writin
 
 
 def _answer(part: Part, arguments: Sequence[str], said: int) -> dict[str, Any]:
-    begun = os.fstat(said).st_size
-    try:
-        _part_from_the_host()
-        unit = _compile(part, arguments)
-    except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
-        end = os.pread(said, 1 << 20, begun).decode(errors="replace").strip()[-_SAID_BYTES:]
-        return {"error": str(error), "said": end}
-    return {"units": to_json((unit,)).decode(), "tools": _tools()}
+    answer: dict[str, Any] = {}
+    # Where something does need the headers that are left out, and where the mistake is ours, the second try tells.
+    for more in (_UNREAD.get(platform.machine(), ()), ()):
+        begun = os.fstat(said).st_size
+        try:
+            _part_from_the_host()
+            return {"units": to_json((_compile(part, [*arguments, *more]),)).decode(), "tools": _tools()}
+        except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
+            end = os.pread(said, 1 << 20, begun).decode(errors="replace").strip()[-_SAID_BYTES:]
+            answer = {"error": str(error), "said": end}
+    return answer
 
 
 def _part_from_the_host() -> None:
