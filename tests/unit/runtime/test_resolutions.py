@@ -216,6 +216,11 @@ def test_a_question_is_answered_once(world: World) -> None:
     assert (world.of(), world.observed.unasked) == ((), 1)
 
 
+def test_a_server_may_ask_from_its_own_port(world: World) -> None:
+    world.see(Lookup(sport=53).looked_up("a.example", points("a.example", PLACE)))
+    assert world.of() == ("a.example",)
+
+
 def test_letter_case_is_no_other_name(world: World) -> None:
     # Some clients ask in random case, and some servers answer in their own.
     lookup = Lookup()
