@@ -138,7 +138,7 @@ static inline __attribute__((always_inline)) int packet_is_routed4(const __u8 *w
 		if (kind == 0)
 			return 0;
 		if (kind != 1) {
-			length = WINDOW_AT(w, at + 1);
+			length = at + 1 < end ? WINDOW_AT(w, at + 1) : 0;
 			if (kind == 131 || kind == 137 || length < 2)
 				return 1;
 		}
