@@ -29,8 +29,8 @@ from engine.kernel.programs import PROGRAMS, SOURCES
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _UNREAD = {"x86_64": ("-D_LINUX_LOG2_H", "-D_ASM_X86_PAGE_H")}
-"""Guards of headers that BCC includes before each file, by machine: defined, they keep the headers from being read. That
-saves 0.06 s a file; nothing of them is used."""
+"""Guards of headers that BCC includes before each file, by machine: once defined, they keep a header from being read.
+That saves 0.06 s a file; nothing of them is used."""
 _SAID_BYTES = 2000
 """The end of what a compiler said is what an error shows."""
 
