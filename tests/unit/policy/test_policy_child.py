@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Question
-from engine.policy.frames import Queried, Query
+from engine.policy.frames import Load, Part, Queried, Query, Ready
 from engine.policy.process import Child, ChildError
 from tests.support.policies import Write, rule, statically, stop
 
@@ -42,6 +43,11 @@ def alive(pid: int | None) -> bool:
 
 def descriptors(pid: int) -> set[str]:
     return {str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def killed(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def environment_of(pid: int) -> bytes:
@@ -251,6 +257,41 @@ def test_the_child_dies_with_the_engine() -> None:
         os.close(descriptor)
 
 
+def test_a_child_that_died_a_moment_ago_has_ended() -> None:
+    async def main() -> None:
+        child = await Child.start()
+        try:
+            await child.request(Query("", []), Queried, 10.0)
+            # The loop gets no chance to hear of it before the next question is sent.
+            killed(child.pid)
+            with pytest.raises(ChildError, match="has ended"):
+                await child.request(Query("", []), Queried, 10.0)
+            assert child.ended
+        finally:
+            await child.end()
+
+    asyncio.run(main())
+
+
+def test_a_message_larger_than_the_socket_takes_arrives_or_is_given_up() -> None:
+    names = msgspec.json.encode({"many": {f"host{number}.example": "listed" for number in range(200_000)}})
+    load = Load([Part("a", [("a.rego", "package a\n\nx := count(data.many)\n")], names, [])])
+
+    async def main() -> None:
+        child = await Child.start()
+        try:
+            assert await child.request(load, Ready, 30.0) == Ready()
+            queried = await child.request(Query("a", ["data.a.x"]), Queried, 10.0)
+            assert queried.results == [(b"200000", "")]
+            stop(child.pid)
+            with pytest.raises(ChildError, match="did not answer within"):
+                await child.request(load, Ready, 0.2)
+        finally:
+            await child.end()
+
+    asyncio.run(main())
+
+
 def test_a_child_that_speaks_out_of_turn_is_not_believed() -> None:
     async def main() -> None:
         child = await Child.start()
@@ -259,7 +300,5 @@ def test_a_child_that_speaks_out_of_turn_is_not_believed() -> None:
                 await child.request(Query("", []), Ready, 10.0)
         finally:
             await child.end()
-
-    from engine.policy.frames import Ready
 
     asyncio.run(main())
