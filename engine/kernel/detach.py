@@ -17,9 +17,9 @@ from engine.abi.numbers import Mode
 from engine.abi.records import Config
 from engine.errors import SallyportError
 from engine.kernel import attach, filters, libbpf
+from engine.kernel.netlink import links, netlink
 from engine.kernel.order import Detached
 from engine.kernel.pins import Pins, Record, netns_inode
-from engine.kernel.rtnetlink import RouteSocket
 
 _CLONE_NEWNET = 0x40000000
 
@@ -71,19 +71,18 @@ def _program_ids(pins: Pins) -> list[int]:
 def _detach_links(pins: Pins, ours: frozenset[int], done: Detached) -> None:
     """Every interface is looked at, whatever the record and the maps say was guarded: one that appeared a moment before
     the engine died may stand in neither."""
-    with RouteSocket() as route:
-        links = route.links()
-    for link in links:
-        if link.name in (pins.hold_device, pins.held_device):
-            continue
-        try:
-            removed = filters.unguard(link.index, ours)
-            removed = attach.detach_xdp(link.index, ours) or removed
-        except (SallyportError, OSError) as error:
-            done.problems.append(f"interface {link.name}: {error}")
-            continue
-        if removed:
-            done.interfaces.append(str(link.index))
+    with netlink("detach the gate") as ip:
+        for link in links(ip):
+            if link.name in (pins.hold_device, pins.held_device):
+                continue
+            try:
+                removed = filters.unguard(ip, link.index, ours)
+                removed = attach.detach_xdp(link.index, ours) or removed
+            except (SallyportError, OSError) as error:
+                done.problems.append(f"interface {link.name}: {error}")
+                continue
+            if removed:
+                done.interfaces.append(str(link.index))
     attach.remove_hold_device(pins)
 
 

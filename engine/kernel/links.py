@@ -1,48 +1,44 @@
-"""Which interfaces are guarded, and that they stay so while interfaces come and go.
+"""Which interfaces are guarded, and what becomes of them. Without netlink's library: the engine imports this.
 
-`--interface` takes names and patterns. What matches is guarded as soon as netlink tells of it; an interface that comes
-back under another index is a new one to the kernel and gets its filters again.
+`--interface` takes names and patterns. What matches is guarded as soon as netlink tells that something has changed; an
+interface that comes back under another index is a new one to the kernel and gets its filters again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fnmatch
-import os
+import json
 import re
 import socket
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
-from engine.abi.numbers import InterfaceKind, Mode
-from engine.abi.records import Config
-from engine.errors import InterfaceError, SallyportError
-from engine.kernel import filters, libbpf
-from engine.kernel.maps import Map
-from engine.kernel.pins import Pins
-from engine.kernel.rtnetlink import (
-    ETHERNET,
-    GROUP_LINK,
-    GROUP_TC,
-    LOOPBACK,
-    Link,
-    RouteSocket,
-    Type,
-    interface_of,
-    link_of,
-    messages,
-    open_socket,
-)
+from engine.abi.numbers import InterfaceKind
+from engine.errors import InterfaceError, KernelError
 
-_TAKEN_DOWN = "the gate was taken down beside this engine, which guards nothing any more"
-_HOLD_DEVICES = re.compile(r"(hold|held)-[0-9a-f]{8}")
+ETHERNET, LOOPBACK = 1, 772
+"""ARPHRD_* of linux/if_arp.h."""
+_NETLINK_ROUTE = 0
+_RTMGRP_LINK, _RTMGRP_TC = 1, 8
 _RECEIVE = 1 << 16
-_SO_RCVBUFFORCE = 33
-_QUEUE = 1 << 20
-"""A thousand containers that start at once."""
+_ANSWER_MOST = 1 << 24
+_HOLD_DEVICES = re.compile(r"(hold|held)-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One interface. `hardware`: ARPHRD_*."""
+
+    index: int
+    name: str
+    hardware: int
 
 
 # ---- which
@@ -109,51 +105,31 @@ def kind_of(name: str, inside: Iterable[str]) -> InterfaceKind:
 # ---- when
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What netlink told. `gone`: indexes of interfaces that were removed; `stripped`: of those that lost a qdisc or a
-    filter; `lost`: it told more than there was room for, so everything is to be looked at."""
-
-    gone: frozenset[int] = frozenset()
-    stripped: frozenset[int] = frozenset()
-    lost: bool = False
-
-    def __or__(self, other: Changes) -> Changes:
-        return Changes(self.gone | other.gone, self.stripped | other.stripped, self.lost or other.lost)
-
-
 class LinkWatch:
-    """Hears of every interface that comes, goes or loses a filter, in the network namespace that it was made in."""
+    """Hears that something about interfaces, qdiscs or filters has changed, in the network namespace that it was made
+    in. What has changed is looked at anew each time: of what is told here, some may be lost."""
 
     def __init__(self) -> None:
-        self._socket = open_socket(GROUP_LINK | GROUP_TC)
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+            self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_TC))
+        except OSError as error:
+            raise KernelError(f"No netlink socket can be opened: {error.strerror}") from error
         self._socket.setblocking(False)
-        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN the default has to do
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def read(self) -> Changes:
-        """Return what was told since the last time; never waits."""
-        gone: set[int] = set()
-        stripped: set[int] = set()
-        lost = False
+    def drain(self) -> None:
+        """Throw away what was told; never waits."""
         while True:
             try:
-                data = self._socket.recv(_RECEIVE)
+                self._socket.recv(_RECEIVE)
             except BlockingIOError:
-                return Changes(frozenset(gone), frozenset(stripped), lost)
+                return
             except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                if error.errno != errno.ENOBUFS:  # more was told than there was room for: it is still a change
                     raise
-                lost = True
-                continue
-            for message in messages(data):
-                if message.type == Type.DEL_LINK and (link := link_of(message.body)) is not None:
-                    gone.add(link.index)
-                elif message.type in (Type.DEL_QDISC, Type.DEL_FILTER):
-                    stripped.add(interface_of(message.body))
 
     def close(self) -> None:
         self._socket.close()
@@ -180,150 +156,73 @@ class News:
     seconds: float = 0.0
 
 
-class Keeper:
-    """Keeps the filters on every interface that is to be guarded. Blocks on netlink: to be called from a thread, one
-    call at a time.
+@dataclass
+class Known:
+    """What the engine knows between two looks. `words`, `inside`: names and patterns, as configured; `guarded`:
+    index -> name; `refused`: index -> name and why; `trying`: one of them may do better next time."""
 
-    `standing`: index -> name of what the loader has guarded already. An interface that is guarded stays guarded under
-    whatever name it is given later: renaming it must not be a way out.
-    """
+    words: list[str]
+    inside: list[str]
+    guarded: dict[int, str]
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    trying: bool = False
 
-    def __init__(
-        self, pins: Pins, words: Sequence[str], standing: Mapping[int, str], inside: Sequence[str] = ()
-    ) -> None:
-        self._pins = pins
-        self._inside = tuple(inside)
-        words = [*words, *inside]
-        self._names = frozenset(word for word in words if not is_pattern(word))
-        self._patterns = tuple(word for word in words if is_pattern(word))
-        self._config = Map(pins.maps / "config")
-        self._guarded = dict(standing)
-        self._refused: dict[int, News] = {}
-        self.trying = False
-        """Something could not be guarded that may be next time."""
-
-    def look(self, changes: Changes) -> list[News]:
-        """Bring the filters and the `interfaces` map in line with what interfaces there are; say what was done."""
-        began = time.monotonic()
-        with RouteSocket() as route:
-            links = {link.index: link for link in route.links()}
-        news = self._forget(changes.gone, links)
-        self.trying = False
-        suspects = frozenset(self._guarded) if changes.lost else changes.stripped & self._guarded.keys()
-        for index in sorted(suspects):
-            news += self._restore(links[index])
-        for link in self._wanted(links.values()):
-            if link.index not in self._guarded:
-                news += self._guard(link, began)
-        return news
-
-    def _wanted(self, links: Iterable[Link]) -> list[Link]:
-        links = list(links)
-        matched = matching(self._patterns, links)
-        return matched + [link for link in links if link.name in self._names and link not in matched]
-
-    def _forget(self, gone: frozenset[int], links: Mapping[int, Link]) -> list[News]:
-        news = []
-        for index, name in list(self._guarded.items()):
-            if index in gone or index not in links:
-                del self._guarded[index]
-                self._tell_gate(index, None)
-                news.append(News(What.GONE, index, name))
-            elif links[index].name != name:
-                self._guarded[index] = links[index].name
-                news.append(News(What.RENAMED, index, links[index].name, f"it was {name}"))
-        for index, refused in list(self._refused.items()):
-            if index in gone or index not in links:
-                del self._refused[index]
-                news.append(News(What.GONE, index, refused.name))
-        return news
-
-    def _guard(self, link: Link, began: float) -> list[News]:
-        why = unfit(link)
-        try:
-            if not why:
-                self._attach(link)
-                self._guarded[link.index] = link.name
-                self._refused.pop(link.index, None)
-                return [News(What.GUARDED, link.index, link.name, seconds=time.monotonic() - began)]
-        except SallyportError as error:
-            why = error.message
-            self.trying = True
-        return self._refuse(link, why)
-
-    def _restore(self, link: Link) -> list[News]:
-        try:
-            absent = filters.missing(link.index, self._ours(), inside=is_inside(link.name, self._inside))
-            if not absent:
-                return []
-            self._attach(link)
-        except SallyportError as error:
-            # Next time it is guarded anew, which restores it too.
-            del self._guarded[link.index]
-            self.trying = True
-            return self._refuse(link, error.message)
-        return [News(What.RESTORED, link.index, link.name, f"without {', '.join(absent)} for a moment")]
-
-    def _refuse(self, link: Link, why: str) -> list[News]:
-        refused = News(What.REFUSED, link.index, link.name, why)
-        if self._refused.get(link.index) == refused or not _exists(link):
-            return []
-        self._refused[link.index] = refused
-        return [refused]
-
-    def _attach(self, link: Link) -> None:
-        programs = self._programs()
-        ours = frozenset(int(libbpf.program_info(fd).id) for fd in programs.values())
-        try:
-            filters.guard(link.index, programs, ours, inside=is_inside(link.name, self._inside))
-        finally:
-            for fd in programs.values():
-                os.close(fd)
-        try:
-            # A panic stops the programs first and looks for filters then: one that was attached after it looked finds
-            # the word here.
-            self._require_no_panic()
-        except InterfaceError:
-            filters.unguard(link.index, ours)
-            raise
-        # Last: what stands in this map, the gate takes for guarded.
-        self._tell_gate(link.index, kind_of(link.name, self._inside))
-
-    def _require_no_panic(self) -> None:
-        if Config.unpack(self._config.get(bytes(4)) or b"").mode == Mode.PANIC:
-            raise InterfaceError(_TAKEN_DOWN, hint="Start the engine again.")
-
-    def _programs(self) -> dict[str, int]:
-        self._require_no_panic()
-        try:
-            return {pin.name: libbpf.obj_get(pin) for pin in sorted(self._pins.programs.iterdir())}
-        except OSError as error:
-            raise InterfaceError(_TAKEN_DOWN, hint="Start the engine again.") from error
-
-    def _ours(self) -> frozenset[int]:
-        programs = self._programs()
-        ours = frozenset(int(libbpf.program_info(fd).id) for fd in programs.values())
-        for fd in programs.values():
-            os.close(fd)
-        return ours
-
-    def _tell_gate(self, index: int, kind: InterfaceKind | None) -> None:
-        interfaces = Map(self._pins.maps / "interfaces")
-        try:
-            if kind is not None:
-                interfaces.put(index.to_bytes(4, "little"), int(kind).to_bytes(4, "little"))
-            else:
-                interfaces.remove(index.to_bytes(4, "little"))
-        except OSError as error:
-            raise InterfaceError(f"Interface {index} could not be noted for the gate: {error.strerror}") from error
-        finally:
-            interfaces.close()
-
-    def close(self) -> None:
-        self._config.close()
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> Known:
+        """Read what JSON made of it: keys that are text, tuples that are lists."""
+        return cls(
+            document["words"], document["inside"],
+            {int(index): name for index, name in document["guarded"].items()},
+            {int(index): (name, why) for index, (name, why) in document["refused"].items()},
+            document["trying"],
+        )  # fmt: skip
 
 
-def _exists(link: Link) -> bool:
-    with contextlib.suppress(OSError):
-        return socket.if_indextoname(link.index) == link.name
-    return False
+class KeeperProcess:
+    """The child that looks after the interfaces (engine/kernel/keeper.py), started whenever there is none."""
+
+    def __init__(self, state_dir: Path, known: Known) -> None:
+        self._state_dir = str(state_dir)
+        self.known = known
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def look(self) -> list[News]:
+        """Have the filters brought in line with what interfaces there are; return what became of which.
+
+        KernelError when that could not be looked at: what is known stays as it was.
+        """
+        order = json.dumps({"state_dir": self._state_dir, "known": asdict(self.known)}).encode() + b"\n"
+        # The one that there is may be about to go, for want of work.
+        line = await self._ask(order) or await self._ask(order)
+        if not line:
+            raise KernelError("the child that looks after interfaces ended without an answer")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise KernelError(answer["error"])
+        self.known = Known.read(answer["known"])
+        return [News(**{**each, "what": What(each["what"])}) for each in answer["news"]]
+
+    async def _ask(self, order: bytes) -> bytes:
+        if self._child is None:
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "engine.kernel.keeper", stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE, limit=_ANSWER_MOST,
+            )  # fmt: skip
+        into, out = self._child.stdin, self._child.stdout
+        assert into is not None  # noqa: S101 - pipes were asked for
+        assert out is not None  # noqa: S101
+        line = b""
+        with contextlib.suppress(ConnectionError):
+            into.write(order)
+            await into.drain()
+            line = await out.readline()
+        if not line:
+            await self.close()
+        return line
+
+    async def close(self) -> None:
+        """Let the child go."""
+        child, self._child = self._child, None
+        if child is not None and child.stdin is not None:
+            child.stdin.close()
+            await child.wait()

@@ -13,17 +13,19 @@ import re
 import time
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
 from engine.errors import InterfaceError, KernelError, PrivilegeError, SallyportError
 from engine.kernel import attach, bpf, filters, libbpf
 from engine.kernel.detach import detach
 from engine.kernel.install import load_programs, open_maps
 from engine.kernel.links import is_inside, kind_of, to_guard
 from engine.kernel.maps import Map
+from engine.kernel.netlink import links, netlink
 from engine.kernel.objects import Unit
 from engine.kernel.order import Loaded, Order
 from engine.kernel.pins import Pins, Record, netns_inode, require_bpffs
 from engine.kernel.programs import PROGRAMS, Hook, Program
-from engine.kernel.rtnetlink import Parent, RouteSocket
 from engine.kernel.supply import Supply
 
 _OLDEST = (5, 10)
@@ -39,10 +41,8 @@ def load(order: Order, supply: Supply) -> Loaded:
     pins = Pins.of(Path(order.state_dir))
     loaded = Loaded(taken_over=(pins.programs / "gate_egress").exists())
     # Everything that can be refused is refused before anything is touched.
-    with RouteSocket() as route:
-        loaded.interfaces = {
-            link.name: link.index for link in to_guard([*order.interfaces, *order.inside], route.links())
-        }
+    with netlink("list the interfaces") as ip:
+        loaded.interfaces = {link.name: link.index for link in to_guard([*order.interfaces, *order.inside], links(ip))}
     cgroup = _open_cgroup(order.cgroup)
     try:
         units = supply.units()
@@ -139,31 +139,42 @@ def _attach_all(
             link = libbpf.raw_tracepoint_open(program.tracepoint, fd)
             libbpf.obj_pin(link, pins.links / program.name)
     _write_interfaces(order, pins, loaded)
-    filters.attach_filter(loaded.held_ifindex, Parent.INGRESS, fds["gate_discard"], "gate_discard", ours)
-    filters.attach_filter(loaded.held_ifindex, Parent.EGRESS, fds["gate_release"], "gate_release", ours)
-    for name, index in loaded.interfaces.items():
-        inside = is_inside(name, order.inside)
-        filters.guard(index, fds, ours, inside=inside)
-        if inside:
-            continue
-        loaded.xdp[name] = "off"
-        if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
-            loaded.xdp[name] = attach.replace_xdp(index, fds["gate_source"], standing.get(number))
+    with netlink("attach the filters") as ip:
+        for name, parent in (("gate_discard", filters.Parent.INGRESS), ("gate_release", filters.Parent.EGRESS)):
+            filters.attach_filter(ip, loaded.held_ifindex, parent, fds[name], name, ours)
+        for name, index in list(loaded.interfaces.items()):
+            _guard(ip, order, loaded, name, fds, ours)
+            if name not in loaded.interfaces or is_inside(name, order.inside):
+                continue
+            loaded.xdp[name] = "off"
+            if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
+                loaded.xdp[name] = attach.replace_xdp(index, fds["gate_source"], standing.get(number))
     _let_go(pins, loaded, ours)
     for pin in pins.programs.glob("before_*"):
         pin.unlink()
 
 
+def _guard(ip: IPRoute, order: Order, loaded: Loaded, name: str, fds: dict[str, int], ours: frozenset[int]) -> None:
+    """Put the filters onto an interface. One that only a pattern speaks of may have gone again meanwhile."""
+    try:
+        filters.guard(ip, loaded.interfaces[name], fds, ours, inside=is_inside(name, order.inside))
+    except InterfaceError:
+        if name in (*order.interfaces, *order.inside) or any(link.name == name for link in links(ip)):
+            raise
+        del loaded.interfaces[name]
+
+
 def _let_go(pins: Pins, loaded: Loaded, ours: frozenset[int]) -> None:
     """Detach from interfaces that were guarded and are so no longer."""
     guarded = Map(pins.maps / "interfaces")
-    for key in list(guarded.walk()):
-        index = int.from_bytes(key, "little")
-        if index not in loaded.interfaces.values():
-            with contextlib.suppress(KernelError, InterfaceError):  # the interface itself is gone
-                filters.unguard(index, ours)
-                attach.detach_xdp(index, ours)
-            guarded.remove(key)
+    with netlink("detach the filters") as ip:
+        for key in list(guarded.walk()):
+            index = int.from_bytes(key, "little")
+            if index not in loaded.interfaces.values():
+                with contextlib.suppress(KernelError, InterfaceError):  # the interface itself is gone
+                    filters.unguard(ip, index, ours)
+                    attach.detach_xdp(index, ours)
+                guarded.remove(key)
     guarded.close()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from engine.alerts.alert import Kind, Severity
 from engine.errors import SallyportError
-from engine.kernel.links import Changes, Keeper, LinkWatch, News, What
-from engine.kernel.pins import Pins
+from engine.kernel.links import KeeperProcess, Known, LinkWatch, News, What, is_inside
 from engine.runtime.troubles import Troubles
 from engine.service.machine import Machine
 
@@ -19,6 +19,8 @@ _SUMMARIES = {
     What.GONE: "interface {name} is gone",
     What.REFUSED: "interface {name} is not guarded: {why}",
 }
+_PAUSE = 0.02
+"""Seconds between two looks: the filters that the first one attached are told of too."""
 _SEVERITIES = {What.RESTORED: Severity.CRITICAL, What.GONE: Severity.WARNING}
 
 
@@ -26,52 +28,58 @@ class Interfaces:
     """Belongs to the event loop's thread. `changed` is called after interfaces came or went."""
 
     def __init__(
-        self, words: Sequence[str], inside: Sequence[str], pins: Pins, machine: Machine, troubles: Troubles,
+        self, words: Sequence[str], inside: Sequence[str], state_dir: Path, machine: Machine, troubles: Troubles,
         changed: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self._words = words
+        self._inside = inside
         self._machine = machine
         self._troubles = troubles
         self._changed = changed
         self._watch = LinkWatch()
-        self._keeper = Keeper(pins, words, machine.interfaces, inside)
-        self._heard = Changes(lost=True)
-        """Since the loader looked, nobody has: the first look is at everything."""
-        self._looking = asyncio.Lock()
-        self._looks: set[asyncio.Task[None]] = set()
+        self._keeper = KeeperProcess(state_dir, Known(list(words), list(inside), dict(machine.interfaces)))
+        self._due = False
+        self._failed = False
+        self._looking: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def start(self) -> None:
-        """Look at everything once, then follow what netlink tells."""
-        await self.look()
+    def start(self) -> None:
+        """Follow what netlink tells. First a look at everything: since the loader's, nobody has had one."""
         asyncio.get_running_loop().add_reader(self._watch.fileno(), self._hear)
+        self._look_soon()
+
+    def retry(self) -> None:
+        """Look again where something could not be guarded, or could not be looked at."""
+        if self._keeper.known.trying or self._failed:
+            self._look_soon()
 
     def _hear(self) -> None:
-        """Take what netlink told, and look into it."""
-        self._heard |= self._watch.read()
-        self._looks.add(task := asyncio.get_running_loop().create_task(self.look()))
-        task.add_done_callback(self._looks.discard)
+        self._watch.drain()
+        self._look_soon()
 
-    async def retry(self) -> None:
-        """Look again where something could not be guarded, or could not be looked at."""
-        if not self._closed and (self._keeper.trying or self._heard.lost):
-            await self.look()
+    def _look_soon(self) -> None:
+        self._due = True
+        if self._looking is None and not self._closed:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
 
-    async def look(self) -> None:
-        """Guard what is to be guarded and let go what is gone. A fault is told, not raised."""
-        async with self._looking:
-            heard, self._heard = self._heard, Changes()
-            try:
-                news = await asyncio.to_thread(self._keeper.look, heard)
-            except (SallyportError, OSError) as error:
-                self._heard |= Changes(lost=True)
-                self._troubles.begin("interfaces", f"interfaces cannot be looked after: {error}", Kind.INTERFACE)
-                return
-            self._troubles.over("interfaces")
-            for one in news:
-                self._take(one)
-            if any(one.what in (What.GUARDED, What.GONE) for one in news):
-                await self._changed()
+    async def _look(self) -> None:
+        """One look after the other, for as long as something changes. A fault is told, not raised."""
+        try:
+            while self._due and not self._closed:
+                self._due = False
+                news = await self._keeper.look()
+                self._failed = False
+                self._troubles.over("interfaces")
+                for one in news:
+                    self._take(one)
+                if any(one.what in (What.GUARDED, What.GONE) for one in news):
+                    await self._changed()
+                await asyncio.sleep(_PAUSE)
+        except (SallyportError, OSError, ValueError) as error:
+            self._failed = True
+            self._troubles.begin("interfaces", f"interfaces cannot be looked after: {error}", Kind.INTERFACE)
+        finally:
+            self._looking = None
 
     def _take(self, news: News) -> None:
         if news.what is not What.REFUSED:
@@ -84,7 +92,8 @@ class Interfaces:
             if news.what is not What.GONE:
                 known[news.index] = news.name
                 loaded.interfaces[news.name] = news.index
-                loaded.xdp[news.name] = mode
+                if not is_inside(news.name, self._inside):
+                    loaded.xdp[news.name] = mode
         self._tell(news)
 
     def _tell(self, news: News) -> None:
@@ -102,7 +111,7 @@ class Interfaces:
             return
         self._closed = True
         asyncio.get_running_loop().remove_reader(self._watch.fileno())
-        # A look under way ends in its thread whatever becomes of its task.
-        await asyncio.gather(*self._looks, return_exceptions=True)
+        if self._looking is not None:
+            await self._looking
+        await self._keeper.close()
         self._watch.close()
-        self._keeper.close()

@@ -219,10 +219,11 @@ class Supervisor:
         await self._generations.begin()
         await self._follow()
         self._interfaces = Interfaces(
-            self._config.interfaces, self._config.inside, self._pins, self._machine, self._troubles, self._follow
-        )
+            self._config.interfaces, self._config.inside, self._config.state_dir.resolve(), self._machine,
+            self._troubles, self._follow,
+        )  # fmt: skip
         self._ends.push_async_callback(self._interfaces.close)
-        await self._interfaces.start()
+        self._interfaces.start()
         for descriptor, read in (
             (self._machine.hold.fileno(), self._on_frames),
             (self._machine.ring.fd, self._on_events),
@@ -376,7 +377,7 @@ class Supervisor:
         if self._identities.last_id != self._written:
             self._state.write_executables(self._identities.records())
             self._written = self._identities.last_id
-        await self._interfaces.retry()
+        self._interfaces.retry()
         state = self._log.state
         if state.status == "failing":
             self._troubles.begin("audit", f"the audit log cannot be written: {state.error}", Kind.LOSS)
@@ -393,9 +394,7 @@ class Supervisor:
             await asyncio.sleep(min(max(_FILL_LEAST, 50 * took), _FILL_MOST))
 
     async def _look_at_maps(self) -> None:
-        self._maps_gauge.read(
-            await asyncio.to_thread(lambda: self._machine.gate.fill() | self._machine.sources.fill())
-        )
+        self._maps_gauge.read(await asyncio.to_thread(lambda: self._machine.gate.fill() | self._machine.sources.fill()))
 
     async def _follow_policy(self) -> None:
         async for _ in self._watcher:

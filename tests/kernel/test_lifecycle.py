@@ -15,8 +15,8 @@ from engine.errors import InterfaceError, KernelError
 from engine.kernel import attach, filters, libbpf
 from engine.kernel.detach import detach
 from engine.kernel.gate import KernelGate
+from engine.kernel.netlink import netlink
 from engine.kernel.pins import Record
-from engine.kernel.rtnetlink import Parent
 from tests.kernel.lab import (
     ALLOW,
     DENY,
@@ -45,6 +45,16 @@ def foreign_program(kind: int, value: int) -> int:
     fd = int(library.bpf_prog_load(kind, b"foreign", b"GPL", code, ctypes.c_size_t(2), None))
     assert fd >= 0, ctypes.get_errno()
     return fd
+
+
+def put_filter(index: int, parent: filters.Parent, program: int, name: str, ours: frozenset[int]) -> None:
+    with netlink("test") as ip:
+        filters.attach_filter(ip, index, parent, program, name, ours)
+
+
+def take_filter(index: int, parent: filters.Parent, ours: frozenset[int]) -> bool:
+    with netlink("test") as ip:
+        return filters.detach_filter(ip, index, parent, ours)
 
 
 def test_every_program_loads_within_the_budget(lab: Lab) -> None:
@@ -93,7 +103,7 @@ def test_a_foreign_filter_in_our_place_is_left_alone(lab: Lab) -> None:
     lab.inside.ip("link", "add", "second", "type", "veth", "peer", "name", "second-far")
     index = lab.inside.call(lambda: attach.interface_index("second"))
     number = int(libbpf.program_info(fd).id)
-    lab.inside.call(lambda: filters.attach_filter(index, Parent.EGRESS, fd, "foreign", frozenset({number})))
+    lab.inside.call(lambda: put_filter(index, filters.Parent.EGRESS, fd, "foreign", frozenset({number})))
     with pytest.raises(InterfaceError, match="of another program"):
         lab.load(interfaces=[DEVICE, "second"])
     assert lab.leftovers() == []
@@ -191,10 +201,10 @@ def test_a_replacement_that_fails_half_way_can_be_tried_again(lab: Lab) -> None:
     number = int(libbpf.program_info(fd).id)
     held = loaded.held_ifindex
     ours = frozenset({loaded.programs["gate_discard"]["id"], number})
-    lab.inside.call(lambda: filters.attach_filter(held, Parent.INGRESS, fd, "foreign", ours))
+    lab.inside.call(lambda: put_filter(held, filters.Parent.INGRESS, fd, "foreign", ours))
     with pytest.raises(InterfaceError):
         lab.load()
-    lab.inside.call(lambda: filters.detach_filter(held, Parent.INGRESS, frozenset({number})))
+    lab.inside.call(lambda: take_filter(held, filters.Parent.INGRESS, frozenset({number})))
     assert lab.load().taken_over
 
 
@@ -205,7 +215,7 @@ def test_a_replacement_that_fails_half_way_can_be_taken_down(lab: Lab) -> None:
     assert loaded is not None
     ours = frozenset({loaded.programs["gate_discard"]["id"], int(libbpf.program_info(fd).id)})
     held = loaded.held_ifindex
-    lab.inside.call(lambda: filters.attach_filter(held, Parent.INGRESS, fd, "foreign", ours))
+    lab.inside.call(lambda: put_filter(held, filters.Parent.INGRESS, fd, "foreign", ours))
     with pytest.raises(InterfaceError):
         lab.load()
     assert not lab.detach().problems

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from engine.kernel import attach
+from engine.kernel.detach import pass_everything
 from engine.kernel.filters import GUARDS
-from engine.kernel.links import Changes, Keeper, What
+from engine.kernel.keeper import Keeper
+from engine.kernel.links import Known, What
 from tests.kernel.host import CLOSED, OPEN, Arrivals, Host, awaited
 from tests.kernel.lab import DEVICE, FAR_DEVICE, Lab
 from tests.support.netns import join
@@ -236,13 +238,27 @@ def test_without_the_capability_it_says_so(host: Host) -> None:
     assert engine.lines("CAP_NET_ADMIN")
 
 
-def test_when_netlink_told_too_much_everything_is_looked_at(lab: Lab) -> None:
-    """What was lost may have been the word of a filter that is gone."""
+def test_a_look_finds_what_is_missing_and_says_it_once(lab: Lab) -> None:
+    """Whatever netlink told, or lost: a look is at everything."""
     lab.load()
     index = lab.inside.call(lambda: attach.interface_index(DEVICE))
-    keeper = Keeper(lab.pins, (DEVICE,), {index: DEVICE})
+    known = Known([DEVICE], [], {index: DEVICE})
+
+    def look() -> list[What]:
+        return lab.inside.call(lambda: [news.what for news in Keeper(lab.pins, known).look()])
+
+    assert look() == []
     subprocess.run(["tc", "-n", lab.inside.name, "qdisc", "del", "dev", DEVICE, "clsact"], check=True)
-    assert lab.inside.call(lambda: keeper.look(Changes())) == []
-    assert [news.what for news in lab.inside.call(lambda: keeper.look(Changes(lost=True)))] == [What.RESTORED]
-    assert lab.inside.call(lambda: keeper.look(Changes(lost=True))) == []
-    keeper.close()
+    assert look() == [What.RESTORED]
+    assert look() == []
+    lab.inside.ip("link", "set", DEVICE, "down")
+    lab.inside.ip("link", "set", DEVICE, "name", "renamed0")
+    assert look() == [What.RENAMED]
+    pass_everything(lab.pins)
+    assert look() == [What.REFUSED]
+    assert look() == []
+    assert not known.trying
+    lab.inside.ip("link", "del", "renamed0")
+    assert look() == [What.GONE]
+    assert (known.guarded, known.refused) == ({}, {})
+    join(lab.inside, lab.outside, DEVICE, FAR_DEVICE)

@@ -1,0 +1,214 @@
+"""Looks after the interfaces: a child of the engine, because netlink's library costs 19 MiB that the engine does not
+carry. It ends when nothing has changed for a while: one child, which has paid for its imports, serves a whole burst of
+new interfaces.
+
+    python -m engine.kernel.keeper < looks.jsonl
+
+One JSON line in, one JSON line out. The engine keeps what is known between two looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from engine.abi.numbers import InterfaceKind, Mode
+from engine.abi.records import Config
+from engine.errors import InterfaceError, SallyportError
+from engine.kernel import filters, libbpf
+from engine.kernel.links import Known, Link, News, What, is_inside, is_pattern, kind_of, matching, unfit
+from engine.kernel.maps import Map
+from engine.kernel.netlink import links, netlink
+from engine.kernel.pins import Pins
+
+_IDLE = 10.0
+"""Seconds without anything to do until the child goes away."""
+
+
+class _TakenDownError(InterfaceError):
+    def __init__(self) -> None:
+        super().__init__(
+            "the gate was taken down beside this engine, which guards nothing any more", hint="Start the engine again."
+        )
+
+
+class Keeper:
+    """Keeps the filters on every interface that is to be guarded. Changes `known`.
+
+    An interface that is guarded stays guarded under whatever name it is given later: renaming it must not be a way out.
+    """
+
+    def __init__(self, pins: Pins, known: Known) -> None:
+        self._pins = pins
+        self._known = known
+        self._inside = tuple(known.inside)
+        words = [*known.words, *known.inside]
+        self._names = frozenset(word for word in words if not is_pattern(word))
+        self._patterns = tuple(word for word in words if is_pattern(word))
+        self._config: Map | None = None
+        self._programs: dict[str, int] = {}
+        self._ours: frozenset[int] = frozenset()
+
+    def look(self) -> list[News]:
+        """Bring the filters and the `interfaces` map in line with what interfaces there are; say what was done."""
+        began = time.monotonic()
+        self._known.trying = False
+        with netlink("look after the interfaces") as ip:
+            present = {link.index: link for link in links(ip)}
+            news = self._forget(present)
+            try:
+                self._open()
+                for index in self._known.guarded:
+                    news += self._restore(ip, present[index])
+                for link in self._unguarded(present.values()):
+                    news += self._guard(ip, link, began)
+            except _TakenDownError as error:
+                for link in (*map(present.__getitem__, self._known.guarded), *self._unguarded(present.values())):
+                    news += self._refuse(link, error.message)
+            finally:
+                self._close()
+        return news
+
+    def _unguarded(self, present: Iterable[Link]) -> list[Link]:
+        present = [link for link in present if link.index not in self._known.guarded]
+        matched = matching(self._patterns, present)
+        return matched + [link for link in present if link.name in self._names and link not in matched]
+
+    def _forget(self, present: Mapping[int, Link]) -> list[News]:
+        news = []
+        for index, (name, _) in list(self._known.refused.items()):
+            if index not in present:
+                del self._known.refused[index]
+                self._known.guarded.setdefault(index, name)
+        for index, name in list(self._known.guarded.items()):
+            if index not in present:
+                del self._known.guarded[index]
+                self._tell_gate(index, None)
+                news.append(News(What.GONE, index, name))
+            elif present[index].name != name:
+                self._known.guarded[index] = present[index].name
+                news.append(News(What.RENAMED, index, present[index].name, f"it was {name}"))
+        return news
+
+    def _guard(self, ip: IPRoute, link: Link, began: float) -> list[News]:
+        why = unfit(link)
+        try:
+            if not why:
+                self._attach(ip, link)
+                self._known.guarded[link.index] = link.name
+                self._known.refused.pop(link.index, None)
+                return [News(What.GUARDED, link.index, link.name, seconds=time.monotonic() - began)]
+        except _TakenDownError:
+            raise
+        except SallyportError as error:
+            why = error.message
+            self._known.trying = True
+        return self._refuse(link, why)
+
+    def _restore(self, ip: IPRoute, link: Link) -> list[News]:
+        absent = filters.missing(ip, link.index, self._ours, inside=is_inside(link.name, self._inside))
+        if not absent:
+            return []
+        try:
+            self._attach(ip, link)
+        except _TakenDownError:
+            raise
+        except SallyportError as error:
+            self._known.trying = True
+            return self._refuse(link, error.message)
+        self._known.refused.pop(link.index, None)
+        return [News(What.RESTORED, link.index, link.name, f"without {', '.join(absent)} for a moment")]
+
+    def _refuse(self, link: Link, why: str) -> list[News]:
+        if self._known.refused.get(link.index) == (link.name, why) or not _exists(link):
+            return []
+        self._known.refused[link.index] = (link.name, why)
+        return [News(What.REFUSED, link.index, link.name, why)]
+
+    def _attach(self, ip: IPRoute, link: Link) -> None:
+        filters.guard(ip, link.index, self._programs, self._ours, inside=is_inside(link.name, self._inside))
+        try:
+            # A panic stops the programs first and looks for filters then: one that was attached after it looked finds
+            # the word here.
+            self._require_no_panic()
+        except _TakenDownError:
+            filters.unguard(ip, link.index, self._ours)
+            raise
+        # Last: what stands in this map, the gate takes for guarded.
+        self._tell_gate(link.index, kind_of(link.name, self._inside))
+
+    def _open(self) -> None:
+        """Open what the gate has pinned."""
+        try:
+            self._config = Map(self._pins.maps / "config")
+            for pin in sorted(self._pins.programs.iterdir()):
+                self._programs[pin.name] = libbpf.obj_get(pin)
+        except (SallyportError, OSError) as error:
+            raise _TakenDownError from error
+        self._ours = frozenset(int(libbpf.program_info(fd).id) for fd in self._programs.values())
+        self._require_no_panic()
+
+    def _require_no_panic(self) -> None:
+        if self._config is None or Config.unpack(self._config.get(bytes(4)) or b"").mode == Mode.PANIC:
+            raise _TakenDownError
+
+    def _close(self) -> None:
+        if self._config is not None:
+            self._config.close()
+        for fd in self._programs.values():
+            os.close(fd)
+
+    def _tell_gate(self, index: int, kind: InterfaceKind | None) -> None:
+        try:
+            interfaces = Map(self._pins.maps / "interfaces")
+        except SallyportError:
+            if kind is None:
+                return  # the gate was taken down, and its map with it
+            raise
+        try:
+            if kind is not None:
+                interfaces.put(index.to_bytes(4, "little"), int(kind).to_bytes(4, "little"))
+            else:
+                interfaces.remove(index.to_bytes(4, "little"))
+        except OSError as error:
+            raise InterfaceError(f"Interface {index} could not be noted for the gate: {error.strerror}") from error
+        finally:
+            interfaces.close()
+
+
+def _exists(link: Link) -> bool:
+    try:
+        return socket.if_indextoname(link.index) == link.name
+    except OSError:
+        return False
+
+
+def answer(line: str) -> dict[str, Any]:
+    """Carry out one line of the engine's."""
+    order = json.loads(line)
+    known = Known.read(order["known"])
+    try:
+        news = Keeper(Pins.of(Path(order["state_dir"])), known).look()
+    except (SallyportError, OSError) as error:
+        return {"error": str(error)}
+    return {"known": asdict(known), "news": [asdict(each) for each in news]}
+
+
+def main() -> int:
+    while select.select([sys.stdin], [], [], _IDLE)[0] and (line := sys.stdin.readline()):
+        print(json.dumps(answer(line)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
