@@ -566,10 +566,10 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
 }
 
-/* A long header of QUIC version 1 (RFC 9000 17.2) or 2 (RFC 9369 3.2): a new connection may begin on a flow that has a
- * verdict by name already. Whatever its type: an Initial may stand behind a 0-RTT or a handshake packet in the same
- * datagram (RFC 9000 12.2), and each datagram of a super-packet (UDP_SEGMENT) is one of its own. One with an Initial has
- * 1,200 bytes or more, or its server discards it (RFC 9000 14.1). */
+/* A QUIC long header (RFC 8999 5.1, with the fixed bit of RFC 9000 17.2): a new connection may begin on a flow that has a
+ * verdict by name already. Whatever its version, which the engine knows more of, and its type: an Initial may stand
+ * behind a 0-RTT or a handshake packet in the same datagram (RFC 9000 12.2), and each datagram of a super-packet
+ * (UDP_SEGMENT) is one of its own. One with an Initial has 1,200 bytes or more, or its server discards it (14.1). */
 #define DATAGRAM_LEAST 1200
 #define SEGMENTS_MAX 64
 
@@ -585,15 +585,14 @@ static inline __attribute__((always_inline)) int quic_long_header(struct run *r)
 	s->at = s->packet.payload;
 	_Pragma("clang loop unroll(disable)") for (int i = 0; i < SEGMENTS_MAX; i++)
 	{
-		__u8 b[5] = {};
+		__u8 first = 0;
 		__u32 at = FORGOTTEN(s->at);
 
 		if (at + DATAGRAM_LEAST > s->packet.payload + length)
 			break;
-		if (bpf_skb_load_bytes(r->skb, at, b, 5))
+		if (bpf_skb_load_bytes(r->skb, at, &first, 1))
 			break;
-		if ((b[0] & 0x80) && ((!b[1] && !b[2] && !b[3] && b[4] == 1) ||
-				      (b[1] == 0x6b && b[2] == 0x33 && b[3] == 0x43 && b[4] == 0xcf)))
+		if ((first & 0xc0) == 0xc0)
 			return 1;
 		s->at = at + step;
 	}

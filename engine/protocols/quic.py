@@ -187,7 +187,10 @@ class InitialAssembler:
     def continues(self, datagram: bytes) -> bool:
         """Say whether a later datagram belongs to the connection whose hello was read: every Initial packet in it opens
         with that connection's keys and shows no byte of a hello that was not in it. So acknowledgements and
-        retransmissions do, and another connection's hello does not."""
+        retransmissions do, and another connection's hello does not, nor what is of a version that cannot be read."""
+        version = version_of(datagram)
+        if version is not None and not known(version):
+            return False
         return all(self._shows_nothing_new(packet) for packet in initial_packets(datagram))
 
     def _shows_nothing_new(self, packet: InitialPacket) -> bool:

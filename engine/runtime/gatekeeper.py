@@ -262,7 +262,8 @@ class Gatekeeper:
             self._judge_payload(flow, reading)
 
     def _read_datagram(self, flow: Flow, frame: Frame, packet: Packet) -> None:
-        if flow.name is not None and version_of(packet.payload) is None and flow.waiting.quic is None:
+        begins = any(version_of(datagram) is not None for datagram in datagrams(frame, packet))
+        if flow.name is not None and not begins and flow.waiting.quic is None:
             # Its verdict has ended, not its connection: what it said at its start still is its name.
             self._start(flow, Stage.PAYLOAD, Event.DATAGRAM)
             return

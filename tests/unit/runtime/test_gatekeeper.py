@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from engine.model.facts import Event, NameState
 from engine.model.posture import Condition, Posture, Stance
 from engine.policy.evaluator import Answer, Question
 from engine.policy.rule import Rule
+from engine.protocols.packet import URG
+from engine.runtime import gatekeeper
 from engine.runtime.orders import Order
 from tests.support import hello as build
 from tests.support import initials
@@ -699,6 +703,76 @@ def test_another_hello_beside_the_acknowledgement_of_the_first_is_seen(rig: Rig)
         )
         client.send(client.udp(hidden + flight("bad.example", dcid=b"another!")[0]))
         await rig.settle()
+        assert rig.released == []
+
+    run(scene())
+
+
+def segmented(client: Client, datagrams: list[bytes]) -> bytes:
+    """What one send with UDP_SEGMENT leaves before it is cut: a virtio-net header that tells the size."""
+    return struct.pack("<BBHHHH", 0, 5, 42, len(datagrams[0]), 0, 0) + client.udp(b"".join(datagrams))
+
+
+@pytest.mark.parametrize("before", [b"\x40" + bytes(1199), None], ids=["a short header", "the same hello"])
+def test_a_connection_behind_another_in_one_send_is_seen(rig: Rig, before: bytes | None) -> None:
+    async def scene() -> None:
+        client = rig.client()
+        first = flight("good.example")[0]
+        assert client.send(client.udp(first)).outcome is Outcome.HOLD
+        await rig.settle()
+        rig.released.clear()
+        hidden = flight("bad.example", dcid=b"another!")[0]
+        # The gate hands over a super-packet in which any datagram may begin a connection.
+        client.send(client.udp(first))
+        await rig.settle()
+        rig.released.clear()
+        rig.gatekeeper.frame(segmented(client, [before or first, hidden]))
+        await rig.settle()
+        assert rig.released == []
+
+    run(scene())
+
+
+def test_a_quic_flow_whose_verdict_ended_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        rule = Rule("names", "", frozenset({"name"}), "", effects=frozenset({Verdict.ALLOW}))
+
+        def say(question: Question) -> Answer:
+            name = question.input["name"]
+            value = name["value"] if isinstance(name, dict) else name.value
+            return Answer(allow=("listed",), ttl=30.0) if value == "good.example" else Answer()
+
+        rig = Rig(tmp_path, say, rules=[rule], default=Verdict.DENY)
+        client = rig.client()
+        client.send(client.udp(flight("good.example")[0]))
+        await rig.settle()
+        rig.released.clear()
+        later_than = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 31 * 10**9
+        monkeypatch.setattr(gatekeeper, "_monotonic", lambda: later_than)
+        rig.gate.clock = lambda: later_than
+        later = client.udp(b"\x41" + bytes(50))
+        assert client.send(later).outcome is Outcome.HOLD
+        await rig.settle()
+        assert client.sent == [later]
+        assert rig.diary.decisions[-1][0].name.value == "good.example"
+
+    run(scene())
+
+
+def test_an_urgent_byte_makes_a_hello_of_two_readings(rig: Rig) -> None:
+    """The server leaves the urgent byte out of what it reads; the gate cannot know whether it does."""
+
+    async def scene() -> None:
+        client = rig.client()
+        client.send(client.syn())
+        await rig.settle()
+        client.send(client.tcp())
+        rig.released.clear()
+        hello = build.client_hello("good.example")
+        client.send(client.tcp(hello[:80]))
+        client.send(client.tcp(hello[80:], at=80, flags=ACK | URG))
+        await rig.settle()
+        assert last(rig) == (Verdict.DENY, NameState.MALFORMED, Event.PAYLOAD)
         assert rig.released == []
 
     run(scene())
