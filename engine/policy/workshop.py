@@ -69,7 +69,7 @@ class Workshop:
         loop = asyncio.get_running_loop()
         if self._checker is None:
             self._checker = loop.create_task(_started())
-        if self._evaluator is None and self._make is not None and self._parts:
+        if self._evaluator is None and self._make is not None:
             self._evaluator = loop.create_task(_expecting(self._make(), list(self._parts.values())))
         if self._dropping is not None:
             self._dropping.cancel()
@@ -88,6 +88,13 @@ class Workshop:
             await child.end()
         if evaluator is not None:
             await (await evaluator).close()
+
+    async def _expected(self) -> Evaluator:
+        """Return the evaluator that waits for the candidate."""
+        assert self._make is not None  # noqa: S101 - who prepares gives it
+        waiting, self._evaluator = self._evaluator, None
+        # A candidate that takes longer than a spare may wait has seen it go.
+        return await waiting if waiting is not None else self._make()
 
     async def _child(self) -> Child:
         """Return a checker: the one that waits, or a new one."""
@@ -108,10 +115,14 @@ class Workshop:
         Raises PolicyRefusedError with every finding, or EvaluatorError when the evaluator itself is at fault. Nothing
         is left behind then.
         """
-        assert self._make is not None  # noqa: S101 - who prepares gives it
-        examined = await self.examine(folder, run_tests=run_tests)
-        waiting, self._evaluator = self._evaluator, None
-        evaluator = await waiting if waiting is not None else self._make()
+        # The evaluator's process starts beside the check.
+        self.expect()
+        try:
+            examined = await self.examine(folder, run_tests=run_tests)
+            evaluator = await self._expected()
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
         try:
             await evaluator.load(examined.bundle, examined.rules, examined.parts)
         except BaseException:
