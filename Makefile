@@ -4,7 +4,7 @@
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz bench vm-test vm-matrix lock clean
+.PHONY: help setup demo test fuzz bench vm-test vm-matrix box vagrant-test lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,12 @@ vm-test: ## run the kernel tests and the lab in a throw-away machine: KERNEL=6.1
 
 vm-matrix: ## the same and more on four kernels, or on KERNEL; writes docs/kernels.md
 	@python3 -m vagrant.vm matrix $(addprefix --kernel ,$(KERNEL))
+
+box: ## build a Vagrant box (libvirt) from Debian packages, for where none can be downloaded (root)
+	@scripts/as-root python3 -m vagrant.vm box
+
+vagrant-test: ## make the box, bring up both machines of the Vagrantfile, play the stories, destroy them (root)
+	@scripts/as-root python3 -m vagrant.vm vagrant
 
 lock: ## resolve the Python dependencies anew and write the lock files
 	@scripts/lock

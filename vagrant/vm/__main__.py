@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vagrant.vm import acceleration, kernels, tree, trial
+from vagrant.vm import acceleration, box, kernels, tree, trial
 from vagrant.vm.archive import Archive
 from vagrant.vm.errors import LabError
 from vagrant.vm.matrix import Row, read, render, row, write
@@ -63,6 +63,8 @@ def main(words: Sequence[str] | None = None) -> int:
     build.add_argument("system")
     build.add_argument("image", type=Path)
     build.set_defaults(run=_tree)
+    making = commands.add_parser("box", help="build a box for Vagrant and libvirt from Debian packages (root)")
+    making.set_defaults(run=_box)
     args = parser.parse_args(words)
 
     signal.signal(signal.SIGTERM, _leave)
@@ -84,6 +86,14 @@ def _leave(number: int, _frame: object) -> None:
 
 def _tree(args: argparse.Namespace) -> int:
     tree.build(args.system, CHECKOUT, args.image, say)
+    return 0
+
+
+def _box(args: argparse.Namespace) -> int:
+    made = box.obtain(CHECKOUT, cache(), say)
+    say(f"the box: {made}")
+    box.add(made)
+    say(f"vagrant knows it as {box.NAME}")
     return 0
 
 

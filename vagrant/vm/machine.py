@@ -48,6 +48,8 @@ class Spec:
     append: str = ""
     network: tuple[str, ...] = ("-nic", "none")
     stays_on_reset: bool = False
+    inherited: tuple[int, ...] = ()
+    """File descriptors that `network` speaks of."""
 
 
 def emulated_cpu(version: tuple[int, ...]) -> str:
@@ -157,7 +159,7 @@ def running(spec: Spec) -> Iterator[Machine]:
             # It must not outlive this process, however that ends; and whoever works here comes first.
             ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "10", *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(work / "qemu").open("wb"),
-            pass_fds=inherited, env={**os.environ, "PATH": search_path()},
+            pass_fds=(*inherited, *spec.inherited), env={**os.environ, "PATH": search_path()},
         )  # fmt: skip
         for _, theirs in pairs:
             theirs.close()

@@ -22,6 +22,8 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "git": "git",
+    "qemu-img": "qemu-utils",
+    "vagrant": "vagrant vagrant-libvirt",
 }
 """Program -> the Debian or Ubuntu package that has it."""
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vagrant.vm.archive import KEYRING, Mirrors, mirrors
@@ -52,6 +52,7 @@ IN_TREE = """
 cd /sallyport
 scripts/setup --no-opa
 apt-get -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends {extra}
+{more}
 apt-get clean
 rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d
 # All machines would get one address, and one identity in their logs.
@@ -69,9 +70,9 @@ def suite_of(system: str) -> str:
     return SYSTEMS[system]
 
 
-def key(system: str, checkout: Path) -> str:
+def key(system: str, checkout: Path, more: str = "") -> str:
     """Tells one tree from another: what decides its content, in short."""
-    whole = hashlib.sha256(f"{FORMAT} {suite_of(system)} {EXTRA_PACKAGES} {IN_TREE}".encode())
+    whole = hashlib.sha256(f"{FORMAT} {suite_of(system)} {EXTRA_PACKAGES} {IN_TREE} {more}".encode())
     for name in _DECIDING:
         path = checkout / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -107,30 +108,38 @@ def _build_as_root(system: str, checkout: Path, image: Path) -> None:
 
 def build(system: str, checkout: Path, image: Path, say: Callable[[str], None]) -> None:
     """Build the tree and put it into the image, which appears at once and whole. Needs root."""
-    if os.geteuid() != 0:
-        raise RootError("Building a root tree needs root.", hint="Run the command as root.")
-    at = mirrors()
     with tempfile.TemporaryDirectory(prefix=f"{image.name}.", dir=image.parent) as work:
-        tree = Path(work) / "tree"
-        say(f"  debootstrap {suite_of(system)}")
-        _run(
-            ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", suite_of(system), str(tree), at.main],
-            Path(work) / "log", f"The base system of {system} could not be built",
-        )  # fmt: skip
-        _prepare(tree, suite_of(system), at)
-        _copy(checkout, tree / "sallyport")
-        say("  the README's setup in it, and the init")
-        inside = IN_TREE.format(extra=" ".join(EXTRA_PACKAGES))
-        _run(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_CHROOT, "sh", str(tree), inside],
-            Path(work) / "log", f"The project's setup failed in the root tree of {system}",
-        )  # fmt: skip
-        _finish(tree, checkout)
+        tree = grow(system, checkout, Path(work), say)
         say("  disk image")
         made = Path(work) / "image"
         ext4(tree, made)
         made.chmod(0o644)
         made.rename(image)
+
+
+def grow(
+    system: str, checkout: Path, work: Path, say: Callable[[str], None], *, packages: Sequence[str] = (), more: str = ""
+) -> Path:
+    """Make the tree as a folder in `work`, with these packages besides and `more` run in it by the shell."""
+    if os.geteuid() != 0:
+        raise RootError("Building a root tree needs root.", hint="Run the command as root.")
+    at = mirrors()
+    tree, log = work / "tree", work / "log"
+    say(f"  debootstrap {suite_of(system)}")
+    _run(
+        ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", suite_of(system), str(tree), at.main],
+        log, f"The base system of {system} could not be built",
+    )  # fmt: skip
+    _prepare(tree, suite_of(system), at)
+    _copy(checkout, tree / "sallyport")
+    say("  the README's setup in it, and what a machine has besides")
+    inside = IN_TREE.format(extra=" ".join((*EXTRA_PACKAGES, *packages)), more=more)
+    _run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_CHROOT, "sh", str(tree), inside],
+        log, f"The project's setup failed in the root tree of {system}",
+    )  # fmt: skip
+    _finish(tree, checkout)
+    return tree
 
 
 def _run(words: list[str], log: Path, failure: str) -> None:

@@ -17,6 +17,11 @@ from vagrant.vm.machine import Disk, Machine, Spec, emulated_cpu, running, wait_
 
 GUEST = Path(__file__).parent / "guest"
 
+JOB_FILES = ("boot", "job", "findings")
+"""What a guest needs that runs one job and is gone."""
+MACHINE_FILES = ("machine", "agent")
+"""What a guest needs that comes up as a machine does and carries out what a story says."""
+
 STEPS = ("survey", "bypass", "kernel", "lab")
 """What a machine can be asked for: what the kernel offers and how large the programs are to its verifier, the bypass
 suite, the tests that need a kernel, and the lab."""
@@ -93,14 +98,10 @@ def run(
     return outcome
 
 
-def guest_part(settings: dict[str, Sequence[str]]) -> bytes:
-    """What a run adds to the kernel's initramfs: the guest's scripts, and for each setting a file of lines."""
+def guest_part(settings: dict[str, Sequence[str]], files: Sequence[str] = JOB_FILES) -> bytes:
+    """What a run adds to the kernel's initramfs: some of the guest's scripts, and for each setting a file of lines."""
     members = [initramfs.directory("guest"), initramfs.file("init", (GUEST / "init").read_bytes(), executable=True)]
-    members += [
-        initramfs.file(f"guest/{path.name}", path.read_bytes(), executable=True)
-        for path in sorted(GUEST.iterdir())
-        if path.is_file() and path.name != "init"
-    ]
+    members += [initramfs.file(f"guest/{name}", (GUEST / name).read_bytes(), executable=True) for name in files]
     members += [
         initramfs.file(f"guest/{name}", "".join(f"{line}\n" for line in lines).encode())
         for name, lines in settings.items()

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Make the checkout in /sallyport run, and `sallyport` a command. May run any number of times.
+set -eu
+
+cd /sallyport
+command -v make >/dev/null || { apt-get -q update && apt-get -q -y install --no-install-recommends make; }
+make setup
+
+# Through sudo, because everything that touches the kernel needs root and `vagrant ssh` gives a user.
+cat >/usr/local/bin/sallyport <<'SH'
+#!/bin/sh
+exec sudo /sallyport/.venv/bin/sallyport "$@"
+SH
+chmod 755 /usr/local/bin/sallyport
+
+grep -q ' peer$' /etc/hosts || echo "$PEER peer" >>/etc/hosts
