@@ -235,11 +235,20 @@ def broken(c: Chance) -> None:
     _frame(0x0800, bytes(packet[:20]) + c.data)
 
 
-def multicast_membership(c: Chance) -> None:
-    """IGMP to a group passes, for without it there is no multicast: what may it carry?"""
+def _membership(c: Chance, group: str, hops: int) -> None:
+    """IGMP to a group passes, for without it there is no multicast: what may it carry, and how far?"""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IGMP) as raw:
         raw.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(CLIENT))
-        raw.sendto(b"\x22\0\0\0\0\0\0\1" + c.data, ("224.0.0.22", 0))
+        raw.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+        raw.sendto(b"\x22\0\0\0\0\0\0\1" + c.data, (group, 0))
+
+
+def membership(c: Chance) -> None:
+    _membership(c, "224.0.0.22", 1)
+
+
+def membership_afar(c: Chance) -> None:
+    _membership(c, "239.1.2.3", 64)
 
 
 def neighbour_discovery(c: Chance) -> None:
@@ -302,11 +311,11 @@ _BY_RAW_SOCKETS = (
             {Outcome.OPEN: _BELOW}),
     Attempt("packet socket: VLAN", "a datagram to a denied address in a VLAN", vlan,
             {Outcome.BLOCKED: "Headers are read through two tags."}),
-    Attempt("packet socket: QinQ", "the same in two tags", qinq,
+    Attempt("packet socket: QinQ", "a datagram to a denied address behind two tags", qinq,
             {Outcome.BLOCKED: "Headers are read through two tags."}),
-    Attempt("packet socket: three tags", "the same in three tags", three_tags,
+    Attempt("packet socket: three tags", "a datagram to a denied address behind three tags", three_tags,
             {Outcome.BLOCKED: "A third tag is malformed."}),
-    Attempt("packet socket: tag 0x9100", "the same in a tag of a type that is none of the standard's", other_tag,
+    Attempt("packet socket: tag 0x9100", "a datagram to a denied address behind a tag of no standard's type", other_tag,
             {Outcome.OPEN: _NOT_IP, Outcome.BLOCKED: "Tags of this type are read too."}),
     Attempt("packet socket: other type", "a token in a frame that is not IP", other_type, {Outcome.OPEN: _NOT_IP}),
     Attempt("packet socket: broken header", "a token where a header should be", broken,
@@ -320,7 +329,8 @@ _BY_RAW_SOCKETS = (
     Attempt("IP in IP", "a datagram to a denied address inside one that is not", tunnel,
             {Outcome.BLOCKED: "A tunnel has no name, and policy decides on that state."}),
     Attempt("another protocol", "a token to a denied address", random_protocol, {Outcome.BLOCKED: _NO_IDENTITY}),
-    Attempt("IPv6 routing header", "the same with IPv6 segments", routing_header,
+    Attempt("IPv6 routing header", "a token to a denied address by way of one that is not, with IPv6 segments",
+            routing_header,
             {Outcome.OPEN: "The gate judges the address in the header, which is the first segment's.",
              Outcome.BLOCKED: "The header's address is the first segment's: with segments left it is refused."}),
     Attempt("IPv6 extension headers", "a token behind eight extension headers", extension_headers,
@@ -332,7 +342,11 @@ _BY_RAW_SOCKETS = (
     Attempt("fragments: ports rewritten", "a token in a fragment that lies over the ports of the first",
             rewritten_ports, {Outcome.BLOCKED: "A later fragment at this offset is malformed (RFC 3128)."},
             whole=False),
-    Attempt("IGMP", "a token in a membership report to a group", multicast_membership, {Outcome.OPEN: _LINK}),
+    Attempt("IGMP", "a token in a membership report to a group of the link", membership, {Outcome.OPEN: _LINK}),
+    Attempt("IGMP: more than one hop", "a token in a membership report that multicast routers would pass on",
+            membership_afar,
+            {Outcome.OPEN: "It passes for what it says it is; true ones have a time to live of 1 (RFC 3376 section 4).",
+             Outcome.BLOCKED: "Membership reports have a time to live of 1 (RFC 3376 section 4)."}),
     Attempt("neighbour discovery", "a token in an option of a solicitation", neighbour_discovery,
             {Outcome.OPEN: _LINK}),
 )  # fmt: skip

@@ -157,11 +157,11 @@ _ITS_CODE = "The gate knows a program by its file, not by the code it loads: lis
 
 _ATTEMPTS = (
     Attempt("another program", "a name that is for the listed program alone", another, {Outcome.BLOCKED: _NOT_LISTED}),
-    Attempt("renamed executable", "the same, by a file of the listed one's name elsewhere", renamed,
+    Attempt("renamed executable", "a protected name, by a file of the listed one's name elsewhere", renamed,
             {Outcome.BLOCKED: _NOT_LISTED}),
-    Attempt("executable without a file", "the same, by a program in memory (memfd)", without_file,
+    Attempt("executable without a file", "a protected name, by a program in memory (memfd)", without_file,
             {Outcome.BLOCKED: _NOT_LISTED}),
-    Attempt("executable mounted over", "the same, by another file bound over the listed one", mounted_over,
+    Attempt("executable mounted over", "a protected name, by another file bound over the listed one", mounted_over,
             {Outcome.OPEN: "The path is the one that the program's own mount namespace shows; exe.sha256 tells.",
              Outcome.BLOCKED: "The path is compared with the file that it names outside."}, needs="CAP_SYS_ADMIN"),
     Attempt("copied executable, denied by path", "a name that one file is denied by its path", copied_by_path,
