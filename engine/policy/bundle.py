@@ -18,6 +18,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Bundle:
     digests: dict[str, str] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def texts(self) -> dict[str, str]:
         """The text of each module and test by its file."""
         return {module.file: module.text for module in (*self.modules, *self.tests)}

@@ -53,7 +53,7 @@ def divide(
 
 def _part(bundle: Bundle, key: str, modules: Sequence[str], data: Sequence[str], rules: Sequence[Rule]) -> Part:
     texts = bundle.texts
-    documents = {file: bundle.documents[file] for file in bundle.documents if file in data}
+    documents = {file: bundle.documents[file] for file in data}
     return Part(
         key,
         [(file, texts[file]) for file in modules],

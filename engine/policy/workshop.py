@@ -276,7 +276,7 @@ async def _expecting(evaluator: Evaluator, parts: Sequence[Part]) -> Evaluator:
 
 def _given(bundle: Bundle, closure: Closure, tests: set[str]) -> Given:
     texts = bundle.texts
-    documents = {file: bundle.documents[file] for file in bundle.documents if file in closure.data}
+    documents = {file: bundle.documents[file] for file in closure.data}
     return Given(
         closure.package,
         [(file, texts[file]) for file in closure.modules if file not in tests],
