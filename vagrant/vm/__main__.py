@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vagrant.vm import acceleration, box, kernels, tree, trial
+from vagrant.vm import acceleration, box, kernels, stories, tree, trial
 from vagrant.vm.archive import Archive
 from vagrant.vm.errors import LabError
 from vagrant.vm.matrix import Row, read, render, row, write
+from vagrant.vm.pair import Pair
 from vagrant.vm.place import CHECKOUT, cache, require
+from vagrant.vm.spaces import Spaces
 
 DOCUMENT = CHECKOUT / "docs/kernels.md"
 FIGURES = CHECKOUT / "docs/kernels.json"
@@ -63,6 +65,12 @@ def main(words: Sequence[str] | None = None) -> int:
     build.add_argument("system")
     build.add_argument("image", type=Path)
     build.set_defaults(run=_tree)
+    telling = commands.add_parser("stories", help="play the scenarios of vagrant/scenarios")
+    telling.add_argument("--place", choices=("machines", "namespaces"), default="machines")
+    telling.add_argument("--kernel", default="6.1")
+    telling.add_argument("--system", default="debian12", help=f"root tree: one of {', '.join(tree.SYSTEMS)}")
+    telling.add_argument("names", nargs="*", help="such as 10-a-denied-name (default: all that can be played there)")
+    telling.set_defaults(run=_stories)
     making = commands.add_parser("box", help="build a box for Vagrant and libvirt from Debian packages (root)")
     making.set_defaults(run=_box)
     args = parser.parse_args(words)
@@ -123,24 +131,50 @@ def _matrix(args: argparse.Namespace) -> int:
     return code
 
 
+def _stories(args: argparse.Namespace) -> int:
+    told = stories.choose(stories.read(), args.names)
+    if args.place == "namespaces":
+        return _play_all([one for one in told if not one.needs_power or args.names], lambda: Spaces(CHECKOUT))
+    kernel, image, accelerator = _parts(args, args.kernel)
+    return _play_all(told, lambda: Pair(kernel, image, CHECKOUT, accelerator))
+
+
+def _play_all(told: Sequence[stories.Story], place: Callable[[], Pair | Spaces]) -> int:
+    """Each story begins in a place of its own, in which nothing has happened yet."""
+    failed: list[str] = []
+    for story in told:
+        say(f"{story.name}: {story.title}")
+        with place() as here:
+            for played in stories.play(story, here.carry_out):
+                print(stories.line(played), flush=True)
+                if played.wrong:
+                    failed.append(story.name)
+    say(f"{len(told) - len(failed)} of {len(told)} stories went as told" + "".join(f"; not {name}" for name in failed))
+    return 1 if failed or not told else 0
+
+
 def _trial(args: argparse.Namespace, wanted: str, steps: Sequence[str]) -> trial.Outcome:
     """What is wrong with the words is said before anything is downloaded."""
-    kernels.check_wanted(wanted)
-    tree.suite_of(args.system)
     trial.check_steps(steps)
     tests = args.tests or trial.DEFAULT_TESTS
     trial.check_tests(tests, CHECKOUT)
+    kernel, image, accelerator = _parts(args, wanted)
+    return trial.run(
+        kernel, image, CHECKOUT, accelerator, steps=steps, tests=tests, limit=args.limit, say=say, told=_told
+    )
+
+
+def _parts(args: argparse.Namespace, wanted: str) -> tuple[kernels.Kernel, Path, str]:
+    """What a machine is made of: the kernel, the root tree's image, and what runs it."""
+    kernels.check_wanted(wanted)
+    tree.suite_of(args.system)
     require(["qemu-system-x86_64", "setpriv", "git"])
     folder = cache()
     kernel, note = kernels.obtain(wanted, folder, Archive(folder / "apt"))
     if note:
         say(note)
     image = tree.obtain(args.system, CHECKOUT, folder, say)
-    accelerator = acceleration.choose(kernel, folder, say)
-    teller: Callable[[bytes], None] = _told
-    return trial.run(
-        kernel, image, CHECKOUT, accelerator, steps=steps, tests=tests, limit=args.limit, say=say, told=teller
-    )
+    return kernel, image, acceleration.choose(kernel, folder, say)
 
 
 if __name__ == "__main__":

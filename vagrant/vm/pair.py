@@ -39,8 +39,8 @@ class Pair:
         checkout.pack(self._root, self._folder / "checkout.tar")
         for name in ADDRESSES:
             ext4(None, self._folder / f"{name}.img", CHANGES_MEGABYTES)
-        # The wire is a pair of sockets: nothing else can reach the machines, and they nothing else. Datagrams, because a
-        # stream would stay in the middle of a frame when the power is cut there.
+        # The wire is a pair of sockets: nothing else can reach the machines, and they nothing else. Datagrams,
+        # because a stream would stay in the middle of a frame when the power is cut there.
         self._wire = dict(zip(ADDRESSES, socket.socketpair(type=socket.SOCK_DGRAM), strict=True))
         try:
             for name in ADDRESSES:

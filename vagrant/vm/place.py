@@ -22,6 +22,8 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "git": "git",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
     "qemu-img": "qemu-utils",
     "vagrant": "vagrant vagrant-libvirt",
 }

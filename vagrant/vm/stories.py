@@ -77,7 +77,7 @@ def parse(name: str, text: str) -> Story:
         elif open_step is None:
             raise UsageError(f"{name}, line {number}: an answer without a command.", hint="Begin with ACTOR$ COMMAND.")
         elif line.startswith("    > ") and not open_step.expected:
-            open_step.command += "\n" + line[6:]
+            open_step.command += " " + line[6:]
         elif exit_code := _EXIT.fullmatch(line.strip()):
             open_step.code = int(exit_code[1])
         else:
@@ -123,3 +123,22 @@ def play(story: Story, carry_out: Callable[[Step], Answer]) -> Iterator[Played]:
         yield Played(step, answer, wrong)
         if wrong:
             return
+
+
+def choose(told: Sequence[Story], names: Sequence[str]) -> list[Story]:
+    """The stories of these names, or all. Raises UsageError for a name that there is not."""
+    if wrong := set(names) - {story.name for story in told}:
+        have = ", ".join(story.name for story in told)
+        raise UsageError(f"There is no story {min(wrong)}.", hint=f"There are: {have}.")
+    return [story for story in told if not names or story.name in names]
+
+
+def line(played: Played) -> str:
+    """A step for the screen; one that went wrong with what was expected and what came."""
+    step = played.step
+    text = f"  {'no' if played.wrong else 'ok'}  {step.actor}$ {step.command}"
+    if not played.wrong:
+        return text
+    expected = "".join(f"\n        {one}" for one in step.expected) or " anything"
+    said = "".join(f"\n        {one}" for one in played.answer.said.splitlines()[-40:]) or " nothing"
+    return f"{text}\n      line {step.line}: {played.wrong}\n      expected:{expected}\n      it said:{said}"
