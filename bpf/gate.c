@@ -648,6 +648,7 @@ static inline __attribute__((always_inline)) void reverse(struct scratch *s)
 }
 
 #define DNS_PORT 53
+#define DNS_QUESTION_BYTES 512 /* a power of two, as DNS_BYTES is */
 
 /* Tell the engine of a DNS message, before anybody can act on it: names that answered for an address are a fact. */
 static inline __attribute__((always_inline)) void tell_dns(struct run *r, __u8 ingress)
@@ -655,6 +656,8 @@ static inline __attribute__((always_inline)) void tell_dns(struct run *r, __u8 i
 	struct scratch *s = r->s;
 	struct dns_event *event = &s->dns;
 	__u64 last = (__u64)s->packet.length - 1;
+	/* Anybody can send long datagrams to port 53: more than a question has is not worth the ring's room. */
+	const __u64 most = ingress ? DNS_BYTES : DNS_QUESTION_BYTES;
 
 	/* A stream is read from its SYN on; an acknowledgement says nothing. */
 	if (!s->packet.length && !(s->packet.tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_FIN | TCP_FLAG_RST)))
@@ -662,11 +665,11 @@ static inline __attribute__((always_inline)) void tell_dns(struct run *r, __u8 i
 	event->length = 0;
 	event->truncated = 0;
 	if (s->packet.length) {
-		event->truncated = last > DNS_BYTES - 1;
-		if (last > DNS_BYTES - 1)
-			last = DNS_BYTES - 1;
+		event->truncated = last > most - 1;
+		if (last > most - 1)
+			last = most - 1;
 		BARRIER(last);
-		last &= DNS_BYTES - 1;
+		last &= most - 1;
 		if (bpf_skb_load_bytes(r->skb, s->packet.payload, event->payload, last + 1))
 			return;
 		event->length = last + 1;
@@ -680,7 +683,8 @@ static inline __attribute__((always_inline)) void tell_dns(struct run *r, __u8 i
 	event->seq = s->packet.seq + !!(s->packet.tcp_flags & TCP_FLAG_SYN);
 	event->ingress = ingress;
 	event->tcp_flags = s->packet.tcp_flags;
-	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	event->pad = 0;
+	event->ifindex = r->skb->ifindex;
 	if (events.ringbuf_output(event, __builtin_offsetof(struct dns_event, payload) + last + 1, BPF_RB_NO_WAKEUP))
 		count(COUNT_LOST_EVENT);
 }

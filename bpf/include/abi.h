@@ -463,7 +463,8 @@ struct dns_event {
 	__u8 ingress;
 	__u8 tcp_flags;
 	__u8 truncated;
-	__u8 pad[5];
+	__u8 pad;
+	__u32 ifindex; /* where it left or came in: an answer is believed only where its question went */
 	__u8 payload[DNS_BYTES];
 };
 

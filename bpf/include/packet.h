@@ -65,13 +65,13 @@ struct packet {
 #define WINDOW_U16(w, o) (((__u32)WINDOW_AT(w, o) << 8) | WINDOW_AT(w, (o) + 1))
 
 /* Only what cannot leave the link, or data would travel in it to any host without a verdict: neighbour discovery with
- * the hop limit 255 that it is valid with (RFC 4861, types 133-137), multicast membership to a multicast address
- * (RFC 2710 and 3810, types 130-132 and 143). */
+ * the hop limit 255 that it is valid with (RFC 4861, types 133-137), multicast membership to a multicast address with
+ * the hop limit 1 that all of it has (RFC 2710 and 3810, types 130-132 and 143). */
 static inline __attribute__((always_inline)) int packet_is_link_control6(__u8 type, __u8 hops, const struct packet *p)
 {
 	if (type >= 133 && type <= 137)
 		return hops == 255;
-	return ((type >= 130 && type <= 132) || type == 143) && p->tuple.dst[0] == 0xff;
+	return ((type >= 130 && type <= 132) || type == 143) && hops == 1 && p->tuple.dst[0] == 0xff;
 }
 
 static inline __attribute__((always_inline)) int packet_is_extension(__u32 next)
@@ -175,8 +175,8 @@ static inline __attribute__((always_inline)) int packet_ipv4(const __u8 *w, __u3
 		/* RFC 3128: a second fragment that starts inside the transport header could rewrite the ports that the
 		 * first one was judged by. */
 		return fragment < 8 ? PACKET_MALFORMED : PACKET_FRAGMENT;
-	/* Membership reports go to a group; to a host they would be a way out. */
-	if (p->tuple.transport == PROTO_IGMP && p->tuple.dst[12] >> 4 == 14)
+	/* Membership reports go to a group, and no further than this link (RFC 3376 4): else they would be a way out. */
+	if (p->tuple.transport == PROTO_IGMP && p->tuple.dst[12] >> 4 == 14 && WINDOW_AT(w, at + 8) == 1)
 		return PACKET_LINK_CONTROL;
 	if (header > 20 && packet_is_routed4(w, at + 20, at + header, p))
 		return PACKET_MALFORMED;

@@ -339,7 +339,7 @@ class VerdictEvent(NamedTuple):
 
 class DnsEvent(NamedTuple):
     """A DNS message as it passed: one datagram, or one segment of a stream that begins at `seq`. `truncated`: the
-    packet had more than `payload`."""
+    packet had more than `payload`. `ifindex`: of the interface that it left or came in by."""
 
     time: int
     tuple: Tuple
@@ -348,12 +348,13 @@ class DnsEvent(NamedTuple):
     seq: int
     payload: bytes
     truncated: bool = False
+    ifindex: int = 0
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> DnsEvent:
-        time, _, *flow, seq, length, ingress, tcp_flags, truncated = _DNS_HEAD.unpack_from(data)
+        time, _, *flow, seq, length, ingress, tcp_flags, truncated, ifindex = _DNS_HEAD.unpack_from(data)
         payload = bytes(data[_DNS_HEAD.size : _DNS_HEAD.size + length])
-        return cls(time, Tuple._make(flow), bool(ingress), tcp_flags, seq, payload, bool(truncated))
+        return cls(time, Tuple._make(flow), bool(ingress), tcp_flags, seq, payload, bool(truncated), ifindex)
 
 
 # Numbers of net/tcp_states.h: FIN_WAIT2 5, TIME_WAIT 6, LAST_ACK 9, CLOSING 11.
@@ -422,7 +423,8 @@ LAYOUTS: dict[str, Codes] = {
     ),
     "dns_event": (
         *_nested("header", HEADER_CODES), *_nested("tuple", TUPLE_CODES), ("seq", "I"), ("length", "I"),
-        ("ingress", "B"), ("tcp_flags", "B"), ("truncated", "B"), ("pad", "5x"), ("payload", f"{DNS_BYTES}s"),
+        ("ingress", "B"), ("tcp_flags", "B"), ("truncated", "B"), ("pad", "x"), ("ifindex", "I"),
+        ("payload", f"{DNS_BYTES}s"),
     ),
 }  # fmt: skip
 

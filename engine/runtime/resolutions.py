@@ -1,9 +1,9 @@
 """The names that DNS answered for an address: what policy sees as `dest_names`.
 
 Nothing is asked by us: messages are observed as they pass. An answer counts only if a question for it was seen to leave
-this host within the last seconds, to a resolver that this host uses, with the same ports, number, name and type, and
-only once. Otherwise any program could name an address as it likes, by asking a server of its own or by letting one
-send what nobody asked for.
+this host within the last seconds, to a resolver that this host uses, by the same interface, with the same ports,
+number, name and type, and only once. Otherwise any program could name an address as it likes: by asking a server of its
+own, by letting one send what nobody asked for, or from a container, as a packet with the resolver's address.
 
 All of it is bounded, and what is pushed out is the oldest: a name that is forgotten is unknown, which policy sees.
 """
@@ -38,7 +38,9 @@ CONNECTIONS = 64
 
 _SYN = 0x02
 _MAPPED = bytes(10) + b"\xff\xff"
-_Asked = tuple[Tuple, int, Labels, int]
+_Way = tuple[Tuple, int]
+"""From this host to a resolver: tuple of the question, interface."""
+_Asked = tuple[_Way, int, Labels, int]
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Resolutions:
         self._addresses: OrderedDict[bytes, dict[str, int]] = OrderedDict()
         self._names = 0
         self._asked: OrderedDict[_Asked, int] = OrderedDict()
-        self._connections: OrderedDict[Tuple, _Connection] = OrderedDict()
+        self._connections: OrderedDict[_Way, _Connection] = OrderedDict()
         self.observed = Observed()
 
     def __len__(self) -> int:
@@ -129,15 +131,16 @@ class Resolutions:
             flow = Tuple(flow.dst, flow.src, flow.dport, flow.sport, flow.transport)
         else:
             return  # this host answers somebody: what it says there is no answer to it
+        way = flow, seen.ifindex
         if flow.transport == socket.IPPROTO_TCP:
-            self._segment(flow, seen)
+            self._segment(way, seen)
         elif seen.truncated:
             self.observed.cut += 1
         else:
-            self._message(flow, seen, seen.payload)
+            self._message(way, seen, seen.payload)
 
-    def _segment(self, flow: Tuple, seen: DnsEvent) -> None:
-        connection = self._connection(flow, seen)
+    def _segment(self, way: _Way, seen: DnsEvent) -> None:
+        connection = self._connection(way, seen)
         if connection is None:
             return
         stream = connection.answers if seen.ingress else connection.questions
@@ -145,22 +148,22 @@ class Resolutions:
             return
         if seen.truncated:
             self.observed.cut += 1
-            del self._connections[flow]
+            del self._connections[way]
             return
         messages = stream.push(seen.seq, seen.payload)
         if isinstance(messages, Malformed):
             self.observed.malformed += 1
-            del self._connections[flow]
+            del self._connections[way]
             return
         for message in messages:
-            self._message(flow, seen, message)
+            self._message(way, seen, message)
 
-    def _connection(self, flow: Tuple, seen: DnsEvent) -> _Connection | None:
+    def _connection(self, way: _Way, seen: DnsEvent) -> _Connection | None:
         """Return the connection that a segment belongs to; None when its beginning was not seen: older than the gate,
         or pushed out, or given up. `seq` of a SYN is that of the byte behind it."""
-        known = self._connections.get(flow)
+        known = self._connections.get(way)
         if seen.tcp_flags & _SYN and not seen.ingress and (known is None or known.questions.start != seen.seq):
-            known = self._connections[flow] = _Connection(seen.seq)
+            known = self._connections[way] = _Connection(seen.seq)
             if len(self._connections) > CONNECTIONS:
                 self._connections.popitem(last=False)
         if known is None:
@@ -169,20 +172,20 @@ class Resolutions:
             if known.answers is not None and known.answers.start != seen.seq:
                 # Two servers answer one SYN: nobody can tell which of them the client listens to.
                 self.observed.malformed += 1
-                del self._connections[flow]
+                del self._connections[way]
                 return None
             known.answers = known.answers or MessageStream(seen.seq)
-        self._connections.move_to_end(flow)
+        self._connections.move_to_end(way)
         return known
 
-    def _message(self, flow: Tuple, seen: DnsEvent, data: bytes) -> None:
+    def _message(self, way: _Way, seen: DnsEvent, data: bytes) -> None:
         message = parse(data)
         if isinstance(message, Malformed):
             self.observed.malformed += 1
         elif message.response is seen.ingress and message.opcode == QUERY and len(message.questions) == 1:
             question = message.questions[0]
             if question.klass == IN and question.kind in ADDRESS_KINDS:
-                key = (flow, message.id, folded(question.name), question.kind)
+                key = (way, message.id, folded(question.name), question.kind)
                 if seen.ingress:
                     self._answer(key, message, seen.time)
                 else:

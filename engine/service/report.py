@@ -19,13 +19,14 @@ from engine.alerts.dispatcher import Dispatcher
 from engine.config import Config
 from engine.runtime.features import Feature
 from engine.runtime.gatekeeper import Gatekeeper
+from engine.runtime.resolutions import Resolutions
 from engine.runtime.sources import Sources
 from engine.service.machine import Machine
 
 
 async def document(
     config: Config, cgroup: Path, machine: Machine, gatekeeper: Gatekeeper, log: AuditLog, alerts: Dispatcher,
-    sources: Sources, generation: Generation, features: list[Feature], problems: list[str],
+    sources: Sources, resolutions: Resolutions, generation: Generation, features: list[Feature], problems: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status. Counting map entries walks the maps, so that is done in a thread."""
     fill = await asyncio.to_thread(lambda: machine.gate.fill() | machine.sources.fill())
@@ -55,6 +56,7 @@ async def document(
         "posture": config.posture.document(),
         "counters": counters,
         "sources": sources.status(),
+        "dns": {"names": len(resolutions), **asdict(resolutions.observed)},
         "hold": {
             "redirected": redirected, "taken": taken, **asdict(machine.hold.counts), **asdict(gatekeeper.counts),
             "flows": len(gatekeeper.flows),

@@ -175,10 +175,11 @@ class Supervisor:
         self._identities.restore(records)
         host = Host(config.host.name or socket.gethostname(), dict(config.host.labels))
         self._resolvers = Resolvers(config.dns.resolvers)
-        resolutions = Resolutions(CAPACITY, self._resolvers)
+        self._resolutions = Resolutions(CAPACITY, self._resolvers)
         identifier = Identifier(
-            gate, self._identities, CgroupTable(self._mount), Users(), host, self._machine.interfaces, resolutions
-        )
+            gate, self._identities, CgroupTable(self._mount), Users(), host, self._machine.interfaces,
+            self._resolutions,
+        )  # fmt: skip
         self._journal = Journal(self._log, identifier)
         self._alerts = Dispatcher(self._sinks(), window=config.alerts.window)
         self._alerts.start()
@@ -203,7 +204,7 @@ class Supervisor:
             lambda index: self._machine.interfaces.get(index, ""), taken_over=loaded.taken_over,
         )  # fmt: skip
         self._telling = Telling(
-            self._gatekeeper, identifier, self._journal, self._orders.reason, resolutions=resolutions
+            self._gatekeeper, identifier, self._journal, self._orders.reason, resolutions=self._resolutions
         )
         self._generations.attach(
             self._gatekeeper, identifier, self._journal, self._sources, self._troubles, self._follow
@@ -452,7 +453,8 @@ class Supervisor:
     async def _status(self) -> dict[str, Any]:
         return await report.document(
             self._config, self._config.cgroup or self._mount, self._machine, self._gatekeeper, self._log,
-            self._alerts, self._sources, self._generations.standing, self._features(), self._troubles.standing,
+            self._alerts, self._sources, self._resolutions, self._generations.standing, self._features(),
+            self._troubles.standing,
         )  # fmt: skip
 
     def _features(self) -> list[features.Feature]:

@@ -126,7 +126,8 @@ def _leaked(site: Site, client: Program) -> Row:
 def _prove(moved: Since, rounds: int) -> None:
     """The modes did what they say: counters of the kernel tell who was held and who was not."""
     held, hit = moved.grown(Counter.HELD_PAYLOAD), moved.grown(Counter.HIT_NAME)
-    if not 2 * rounds <= held <= 2.05 * rounds or hit < 0.95 * rounds:
+    # A hello that is sent again while it is held counts twice; a known name that was held would make it three.
+    if not 2 * rounds <= held <= 2.3 * rounds or hit < 0.95 * rounds:
         raise LabError(f"{rounds} rounds held {held} hellos and found {hit} names, not {2 * rounds} and {rounds}")
 
 

@@ -42,12 +42,12 @@ def _reversed(name: str) -> bytes:
     return name.encode()[::-1] + b"\0"
 
 
-def addresses(site: Site, count: int) -> int:
-    """Deny as many destinations, all of them elsewhere than the wires of the site."""
+def addresses(site: Site, first: int, count: int) -> int:
+    """Deny addresses number `first` and following, all of them elsewhere than the wires of the site; as `names`."""
     start = int(ipaddress.IPv4Address("100.64.0.0"))
     keys = (
         DestinationKey(DestinationClass.SET, 0, 0, net.to_key(ipaddress.IPv4Address(start + 7 * n)))
-        for n in range(count)
+        for n in range(first, first + count)
     )
     return _filled(site.gate.pins.maps / "destinations", (key.pack() for key in keys))
 

@@ -10,7 +10,7 @@ from engine.abi.numbers import EventType, Present
 from engine.abi.records import DnsEvent
 from engine.protocols.dns import Kind, Message, Question, encode
 from engine.runtime.resolutions import Resolutions
-from tests.kernel.lab import ALLOW, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, TCP, UDP, Watch, key
+from tests.kernel.lab import ALLOW, DEVICE, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, TCP, UDP, Watch, key
 from tests.support.lookups import SYN, alias, labels, points
 from tests.support.netns import Agent
 
@@ -65,6 +65,9 @@ def test_a_lookup_is_told_before_the_program_has_its_answer(
     assert (question.tuple.src, question.tuple.dst, question.tuple.dport) == (key(mine), key(theirs), 53)
     assert (answer.tuple.src, answer.tuple.sport, answer.tuple.dport) == (key(theirs), 53, question.tuple.sport)
     assert question.time <= answer.time
+    loaded = watch.lab.loaded
+    assert loaded is not None
+    assert question.ifindex == answer.ifindex == loaded.interfaces[DEVICE]
     assert names([question, answer], theirs) == ("edge.example", "www.example")
 
 

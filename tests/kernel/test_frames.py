@@ -13,7 +13,7 @@ from tests.support.netns import Wire
 
 SYN = build.tcp(40000, 443, flags=build.SYN)
 QUESTION = build.udp(40000, 53, b"question")
-NOP = b"\1\1\1\1"
+NOP, ALERT = b"\1\1\1\1", b"\x94\4\0\0"
 OUTSIDERS = {4: {"src": INSIDE, "dst": OUTSIDE}, 6: {"src": INSIDE6, "dst": OUTSIDE6}}
 INSIDERS = {4: {"src": OUTSIDE, "dst": INSIDE}, 6: {"src": OUTSIDE6, "dst": INSIDE6}}
 
@@ -28,7 +28,7 @@ def fragment(following: int, offset: int, more: bool) -> bytes:
 
 FRAMES = {
     "IPv4": build.ethernet(build.ipv4(6, SYN, **OUTSIDERS[4])),
-    "IPv4 with options": build.ethernet(build.ipv4(6, SYN, options=NOP * 10, **OUTSIDERS[4])),
+    "IPv4 with options": build.ethernet(build.ipv4(6, SYN, options=ALERT * 10, **OUTSIDERS[4])),
     "IPv6": build.ethernet(build.ipv6(6, SYN, **OUTSIDERS[6])),
     "IPv6 with extension headers": build.ethernet(
         build.ipv6(0, header(60) + header(43, 24) + header(6) + SYN, **OUTSIDERS[6])

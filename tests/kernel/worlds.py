@@ -265,13 +265,13 @@ class Maker:
             dst = "224.0.0.22" if protocol == 2 and self.odds(5) else dst
             return captures.ipv4(
                 protocol, inside, src=src, dst=dst, offset=offset, more=self.odds(1),
-                options=self.one((b"",) * 12 + IP_OPTIONS),
+                options=self.one((b"",) * 12 + IP_OPTIONS), ttl=self.one((1, 64)),
             )  # fmt: skip
         for _ in range(self.one((0, 0, 0, 0, 1, 2, 3, 7))):
             protocol, inside = self._extension(protocol, inside)
         dst = "ff02::16" if protocol == 58 and self.odds(3) else dst
         packet = bytearray(captures.ipv6(protocol, inside, src=src, dst=dst))
-        packet[7] = self.one((64, 255))
+        packet[7] = self.one((1, 64, 255))
         return bytes(packet)
 
     def _extension(self, following: int, inside: bytes) -> tuple[int, bytes]:

@@ -31,11 +31,12 @@ def ipv4(
     more: bool = False,
     options: bytes = b"",
     total: int | None = None,
+    ttl: int = 64,
 ) -> bytes:
     words = 5 + len(options) // 4
     length = words * 4 + len(payload) if total is None else total
     field = (0x2000 if more else 0) | offset // 8
-    header = struct.pack("!BBHHHBBH", 0x40 | words, 0, length, ident, field, 64, protocol, 0)
+    header = struct.pack("!BBHHHBBH", 0x40 | words, 0, length, ident, field, ttl, protocol, 0)
     return header + ipaddress.IPv4Address(src).packed + ipaddress.IPv4Address(dst).packed + options + payload
 
 

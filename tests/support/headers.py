@@ -92,7 +92,7 @@ def _ipv4(window: _Window, at: int) -> Headers:
     protocol, offset = frame[at + 9], window.number(at + 6) & 0x1FFF
     if offset:
         raise _RefusedError(Status.MALFORMED if offset < 8 else Status.FRAGMENT)
-    if protocol == _IGMP and dst[12] >> 4 == 14:
+    if protocol == _IGMP and dst[12] >> 4 == 14 and frame[at + 8] == 1:
         raise _RefusedError(Status.LINK_CONTROL)
     if header > 20 and _is_routed(frame, at + 20, at + header):
         raise _RefusedError(Status.MALFORMED)
@@ -145,7 +145,7 @@ def _ipv6(window: _Window, at: int) -> Headers:
     if protocol == _ICMPV6:
         window.need(at, 4, end)
         kind = frame[at]
-        to_group = kind in (130, 131, 132, 143) and dst[0] == 0xFF
+        to_group = kind in (130, 131, 132, 143) and dst[0] == 0xFF and hops == 1
         if to_group or (133 <= kind <= 137 and hops == 255):
             raise _RefusedError(Status.LINK_CONTROL)
     return _transport(window, 6, at, end, protocol, (src, dst))

@@ -43,7 +43,7 @@ class Lookup:
         seq = self.seqs[ingress]
         self.seqs[ingress] += len(payload)
         flow = self.arriving if ingress else self.leaving
-        return DnsEvent(time, flow, ingress, flags if flow.transport == 6 else 0, seq, payload)
+        return DnsEvent(time, flow, ingress, flags if flow.transport == 6 else 0, seq, payload, ifindex=2)
 
     def opened(self) -> list[DnsEvent]:
         """The two segments that begin a connection."""

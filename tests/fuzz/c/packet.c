@@ -109,7 +109,7 @@ static int second_ipv4(struct cursor *c, struct second *s)
 	offset = (pair_at(c, at + 6) % 8192) * 8;
 	if (offset)
 		return offset < 64 ? PACKET_MALFORMED : PACKET_FRAGMENT;
-	if (s->transport == 2 && s->dst[12] >= 224 && s->dst[12] < 240)
+	if (s->transport == 2 && s->dst[12] >= 224 && s->dst[12] < 240 && byte_at(c, at + 8) == 1)
 		return PACKET_LINK_CONTROL;
 	if (second_is_routed(c, at + 20, at + words * 4))
 		return PACKET_MALFORMED;
@@ -174,7 +174,7 @@ static int second_ipv6(struct cursor *c, struct second *s)
 		type = byte_at(c, c->at);
 		if (type >= 133 && type <= 137 && hops == 255)
 			return PACKET_LINK_CONTROL;
-		if (((type >= 130 && type <= 132) || type == 143) && s->dst[0] == 255)
+		if (((type >= 130 && type <= 132) || type == 143) && hops == 1 && s->dst[0] == 255)
 			return PACKET_LINK_CONTROL;
 	}
 	return second_transport(c, end, s);

@@ -172,10 +172,12 @@ def test_a_stranger_cannot_answer_what_the_resolver_was_asked(world: World) -> N
         Lookup().gets("bank.example", points("bank.example", PLACE))._replace(ingress=False),
         Lookup().asks("bank.example")._replace(ingress=True, tuple=Lookup().arriving),
         Lookup().gets("bank.example", points("bank.example", PLACE))._replace(truncated=True),
+        # From a container with raw sockets, as the resolver's: it comes in by another interface.
+        Lookup().gets("bank.example", points("bank.example", PLACE))._replace(ifindex=3),
     ],
     ids=[
         "number", "name", "type", "port", "transport", "too late", "before it was asked", "left this host",
-        "a question that comes back", "cut",
+        "a question that comes back", "cut", "interface",
     ],
 )  # fmt: skip
 def test_an_answer_must_be_the_questions_own(world: World, bent: DnsEvent) -> None:
@@ -351,6 +353,14 @@ def test_the_server_s_first_segment_sent_again_does_not_begin_the_stream_anew(wo
     lookup.seqs[True] -= len(answer)
     world.see(lookup.event(answer[:9], ingress=True), opened[1], lookup.event(answer[9:], ingress=True))
     assert world.of() == ("a.example",)
+
+
+def test_a_connection_is_answered_where_it_left(world: World) -> None:
+    lookup = Lookup(transport=6)
+    asking, answering = lookup.opened()
+    world.see(asking, answering._replace(ifindex=3), lookup.asks("a.example"))
+    world.see(lookup.gets("a.example", points("a.example", PLACE))._replace(ifindex=3))
+    assert len(world) == 0
 
 
 def test_a_new_connection_on_the_same_ports_is_a_new_one(world: World) -> None:
