@@ -1,6 +1,6 @@
 """Looks after the interfaces: a child of the engine, because netlink's library costs 19 MiB that the engine does not
-carry. It ends when nothing has changed for a while: one child, which has paid for its imports, serves a whole burst of
-new interfaces.
+carry. It ends when nothing has changed for a while. Where a pattern says that interfaces come and go it stays: until
+its filters are there a new one passes what it likes, and that must not wait for imports.
 
     python -m engine.kernel.keeper < looks.jsonl
 
@@ -193,9 +193,8 @@ def _exists(link: Link) -> bool:
         return False
 
 
-def answer(line: str) -> dict[str, Any]:
-    """Carry out one line of the engine's."""
-    order = json.loads(line)
+def answer(order: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one order of the engine's."""
     known = Known.read(order["known"])
     try:
         news = Keeper(Pins.of(Path(order["state_dir"])), known).look()
@@ -205,8 +204,12 @@ def answer(line: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    while select.select([sys.stdin], [], [], _IDLE)[0] and (line := sys.stdin.readline()):
-        print(json.dumps(answer(line)), flush=True)
+    idle: float | None = _IDLE
+    while select.select([sys.stdin], [], [], idle)[0] and (line := sys.stdin.readline()):
+        order = json.loads(line)
+        print(json.dumps(answer(order)), flush=True)
+        words = (*order["known"]["words"], *order["known"]["inside"])
+        idle = None if any(map(is_pattern, words)) else _IDLE
     return 0
 
 

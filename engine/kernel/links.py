@@ -29,6 +29,8 @@ _NETLINK_ROUTE = 0
 _RTMGRP_LINK, _RTMGRP_TC = 1, 8
 _RECEIVE = 1 << 16
 _ANSWER_MOST = 1 << 24
+_PATIENCE = 30.0
+"""Seconds for one look: a thousand interfaces at once, on a busy machine."""
 _HOLD_DEVICES = re.compile(r"(hold|held)-[0-9a-f]{8}")
 
 
@@ -181,8 +183,9 @@ class Known:
 class KeeperProcess:
     """The child that looks after the interfaces (engine/kernel/keeper.py), started whenever there is none."""
 
-    def __init__(self, state_dir: Path, known: Known) -> None:
+    def __init__(self, state_dir: Path, known: Known, patience: float = _PATIENCE) -> None:
         self._state_dir = str(state_dir)
+        self._patience = patience
         self.known = known
         self._child: asyncio.subprocess.Process | None = None
 
@@ -192,7 +195,7 @@ class KeeperProcess:
         KernelError when that could not be looked at: what is known stays as it was.
         """
         order = json.dumps({"state_dir": self._state_dir, "known": asdict(self.known)}).encode() + b"\n"
-        # The one that there is may be about to go, for want of work.
+        # The one that there is may have gone, for want of work.
         line = await self._ask(order) or await self._ask(order)
         if not line:
             raise KernelError("the child that looks after interfaces ended without an answer")
@@ -203,6 +206,7 @@ class KeeperProcess:
         return [News(**{**each, "what": What(each["what"])}) for each in answer["news"]]
 
     async def _ask(self, order: bytes) -> bytes:
+        """Return the answer, empty when the child ended without one. KernelError when it hangs."""
         if self._child is None:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "engine.kernel.keeper", stdin=asyncio.subprocess.PIPE,
@@ -212,17 +216,27 @@ class KeeperProcess:
         assert into is not None  # noqa: S101 - pipes were asked for
         assert out is not None  # noqa: S101
         line = b""
-        with contextlib.suppress(ConnectionError):
+        try:
             into.write(order)
-            await into.drain()
-            line = await out.readline()
+            line = await asyncio.wait_for(out.readline(), self._patience)
+        except ConnectionError:
+            pass
+        except asyncio.TimeoutError as error:
+            await self.close(kill=True)
+            raise KernelError("the child that looks after interfaces does not answer") from error
         if not line:
             await self.close()
         return line
 
-    async def close(self) -> None:
-        """Let the child go."""
+    async def close(self, *, kill: bool = False) -> None:
+        """Let the child go, or end it."""
         child, self._child = self._child, None
-        if child is not None and child.stdin is not None:
-            child.stdin.close()
-            await child.wait()
+        if child is None or child.stdin is None:
+            return
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+        child.stdin.close()
+        with contextlib.suppress(ConnectionError):
+            await child.stdin.wait_closed()
+        await child.wait()

@@ -21,6 +21,8 @@ _SUMMARIES = {
 }
 _PAUSE = 0.02
 """Seconds between two looks: the filters that the first one attached are told of too."""
+_END = 5.0
+"""Seconds that a look under way gets to end by itself."""
 _SEVERITIES = {What.RESTORED: Severity.CRITICAL, What.GONE: Severity.WARNING}
 
 
@@ -111,7 +113,8 @@ class Interfaces:
             return
         self._closed = True
         asyncio.get_running_loop().remove_reader(self._watch.fileno())
-        if self._looking is not None:
-            await self._looking
-        await self._keeper.close()
+        if self._looking is not None and not (await asyncio.wait({self._looking}, timeout=_END))[0]:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        await self._keeper.close(kill=True)
         self._watch.close()

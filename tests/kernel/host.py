@@ -81,11 +81,15 @@ class Engine:
 
     def evaluator(self) -> int:
         """Return the process id of its evaluator."""
+        return self.child("engine.policy.child")
+
+    def child(self, word: str) -> int:
+        """Return the process id of the child that has this word on its command line."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         for child in " ".join(path.read_text() for path in children).split():
-            if b"engine.policy.child" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if word.encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
                 return int(child)
-        raise AssertionError("the engine has no evaluator")
+        raise AssertionError(f"the engine has no child {word}")
 
     def pause(self) -> None:
         """Stop it, every thread of it."""

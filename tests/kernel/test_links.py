@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -139,6 +141,22 @@ def test_one_without_an_ethernet_header_is_said_to_be_unguarded(host: Host) -> N
     awaited(lambda: host.engine.status()["state"] == "degraded", host.engine.told)
     host.inside.ip("link", "del", "late-tun")
     awaited(lambda: host.engine.status()["state"] == "healthy", host.engine.told)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_the_child_that_looks_after_interfaces_may_fail(host: Host, number: signal.Signals) -> None:
+    """A killed one is replaced, and so is one that hangs, in the end; an engine that is told to stop does not wait."""
+    os.kill(host.engine.child("engine.kernel.keeper"), number)
+    join(host.inside, host.outside, "late8", "late8-far", 86)
+    if number == signal.SIGKILL:
+        guarded(host, "late8")
+        judged(host, "late8-far", 86, 9)
+    else:
+        assert host.engine.stop() == 0
+        assert host.filters(DEVICE) == []
+        host.start(WORDS)
+        guarded(host, "late8")
+    host.inside.ip("link", "del", "late8")
 
 
 def test_the_denied_source_is_dropped_on_one_that_came_later(host: Host) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from engine.errors import InterfaceError
-from engine.kernel.links import ETHERNET, LOOPBACK, Known, Link, is_pattern, matching, named, to_guard
+from engine.errors import InterfaceError, KernelError
+from engine.kernel.links import ETHERNET, LOOPBACK, KeeperProcess, Known, Link, is_pattern, matching, named, to_guard
 
 TUNNEL = 65534
 LINKS = [
@@ -76,3 +79,26 @@ def test_the_refusal_of_a_missing_name_lists_what_is_there() -> None:
 def test_what_is_known_survives_the_way_to_the_child_and_back() -> None:
     known = Known(["eth0", "veth*"], ["docker0"], {2: "eth0"}, {5: ("tun0", "no Ethernet header")}, True)
     assert Known.read(json.loads(json.dumps(asdict(known)))) == known
+
+
+def test_a_child_that_hangs_is_ended_and_the_next_one_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was known before stays known: nothing was looked at."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nread order; exec cat\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    known = Known(["eth0"], [], {2: "eth0"})
+
+    async def look() -> None:
+        process = KeeperProcess(tmp_path, known, patience=0.01)
+        with pytest.raises(KernelError, match="does not answer"):
+            await process.look()
+        program.write_text(f"#!/bin/sh\nread order; echo '{json.dumps({'known': asdict(known), 'news': []})}'\n")
+        patient = KeeperProcess(tmp_path, known)
+        assert await patient.look() == []
+        program.write_text("#!/bin/sh\n")
+        with pytest.raises(KernelError, match="without an answer"):
+            await patient.look()
+        assert patient.known == known
+
+    asyncio.run(look())
