@@ -99,8 +99,13 @@ def test_a_message_longer_than_what_is_handed_on_is_marked(watch: Watch, client:
     client.do("c.sendall(bytes(9000))")
     server.do("exactly(a, 9000)")
     leaving = [event for event in told(watch) if not event.ingress]
-    assert all(event.truncated == (len(event.payload) == 4096) for event in leaving), leaving
+    assert all(event.truncated == (len(event.payload) == 512) for event in leaving), leaving
     assert any(event.truncated for event in leaving)
+    server.do("a.sendall(bytes(9000))")
+    client.do("exactly(c, 9000)")
+    coming = [event for event in told(watch) if event.ingress]
+    assert all(event.truncated == (len(event.payload) == 4096) for event in coming), coming
+    assert any(event.truncated for event in coming)
 
 
 def test_an_answer_in_fragments_names_nothing(watch: Watch, client: Agent, server: Agent) -> None:
