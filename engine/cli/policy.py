@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,10 @@ def _default(examined: Examined) -> str:
 def _sources(examined: Examined) -> Iterator[str]:
     """What is judged at the network card. Of a long list only the beginning: it may have a million prefixes."""
     sources = examined.sources
-    for word, networks in (("denied", sources.deny), ("allowed", sources.allow)):
-        if networks:
-            more = f", and {len(networks) - _LISTED} more" if len(networks) > _LISTED else ""
-            yield f"sources {word} at the network card: {', '.join(map(str, networks[:_LISTED]))}{more}"
+    for word, prefixes in (("denied", sources.deny), ("allowed", sources.allow)):
+        if prefixes:
+            more = f", and {len(prefixes) - _LISTED} more" if len(prefixes) > _LISTED else ""
+            yield f"sources {word} at the network card: {', '.join(islice(prefixes.texts(), _LISTED))}{more}"
     if sources.scan:
         scan = sources.scan
         yield f"a source that tries {scan.ports} ports in {scan.seconds:g} s is blocked for {scan.block_seconds:g} s"
@@ -201,8 +202,8 @@ def _document(examined: Examined) -> dict[str, Any]:
             }
             for widening in examined.widenings
         ],
-        "source_deny": [str(network) for network in examined.sources.deny],
-        "source_allow": [str(network) for network in examined.sources.allow],
+        "source_deny": list(examined.sources.deny.texts()),
+        "source_allow": list(examined.sources.allow.texts()),
         "scan_limit": msgspec.to_builtins(examined.sources.scan),
         "flood_limit": msgspec.to_builtins(examined.sources.flood),
         "findings": [finding.document() for finding in examined.warnings],

@@ -34,8 +34,8 @@ from engine.policy.findings import Finding
 from engine.policy.interpreter import Interpreter, InterpreterError, build, parse
 from engine.policy.reads import Program
 from engine.policy.rule import ROOT_PACKAGE
-from engine.policy.source_check import source_report
-from engine.policy.sources import SourceReport
+from engine.policy.source_check import source_rules
+from engine.policy.sources import SourceRules
 from engine.policy.summary import Summary, summarise
 from engine.policy.syntax import ParsedModule, read_module, words_to_finding
 
@@ -98,13 +98,13 @@ def tried(given: Given) -> Found:
     checked = check_package(program, given.package, tests, bundle)
     findings = list(checked.findings)
     covered: dict[str, tuple[int, ...]] = {}
-    sources = SourceReport()
+    sources = SourceRules()
     if not checked.errors and not tests:
         try:
             interpreter = Interpreter([*given.modules, _READY], given.data, [rule.entry() for rule in checked.rules])
             interpreter.value("data.sallyport_host.ready")
             if given.package == ROOT_PACKAGE:
-                sources = source_report(interpreter, program, findings)
+                sources = source_rules(interpreter, program, findings)
             covered = _exercised(interpreter, bundle, checked, findings)
         except InterpreterError as error:
             findings.append(words_to_finding(str(error), given.modules[0][0], "mend the rule"))

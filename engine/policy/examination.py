@@ -9,7 +9,7 @@ from engine.policy.bundle import Bundle
 from engine.policy.findings import Finding
 from engine.policy.frames import Evaluate, Evaluated, Load, Queried, Query, Ready
 from engine.policy.rule import Rule
-from engine.policy.sources import SourceReport
+from engine.policy.sources import SourceRules
 from engine.policy.summary import Summary
 from engine.policy.syntax import Path
 
@@ -77,7 +77,7 @@ class Found(msgspec.Struct, frozen=True, array_like=True):
     findings: tuple[Finding, ...] = ()
     rules: tuple[Rule, ...] = ()
     default: Verdict | None = None
-    sources: SourceReport = SourceReport()
+    sources: SourceRules = SourceRules()
     tests: tuple[RegoTest, ...] = ()
     covered: dict[str, tuple[int, ...]] = {}
     inbound: Verdict | None = None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
-from engine.model.net import canonical
 from engine.policy.findings import Finding
 from engine.policy.interpreter import Interpreter
 from engine.policy.reads import Program
 from engine.policy.rule import ROOT_PACKAGE
-from engine.policy.sources import LIMITS, PREFIX_SETS, WORDS, FloodLimit, Network, ScanLimit, SourceReport
+from engine.policy.sources import LIMITS, PREFIX_SETS, WORDS, FloodLimit, Prefixes, ScanLimit, SourceRules, packed
 from engine.policy.syntax import Place
 
 _MEND = {
@@ -50,7 +48,7 @@ def source_findings(program: Program) -> Iterator[Finding]:
             )
 
 
-def source_report(interpreter: Interpreter, program: Program, findings: list[Finding]) -> SourceReport:
+def source_rules(interpreter: Interpreter, program: Program, findings: list[Finding]) -> SourceRules:
     """Evaluate what a policy says of sources, without input. What it should not say is added to the findings."""
     said: dict[str, Any] = {}
     for word in WORDS:
@@ -59,34 +57,27 @@ def source_report(interpreter: Interpreter, program: Program, findings: list[Fin
             value = interpreter.value(f"data.sallyport.{word}")
             place = definitions[0].place
             said[word] = (_limit if word in LIMITS else _prefixes)(word, value, place, findings)
-    return SourceReport(
-        said.get("source_deny", ()), said.get("source_allow", ()), said.get("scan_limit"), said.get("flood_limit")
-    )
+    return SourceRules(
+        said.get("source_deny", Prefixes()), said.get("source_allow", Prefixes()), said.get("scan_limit"),
+        said.get("flood_limit"),
+    )  # fmt: skip
 
 
-def _prefixes(word: str, value: Any, place: Place, findings: list[Finding]) -> tuple[str, ...]:
-    found: set[Network] = set()
-    for item in value:
-        network = _network(item)
-        if network is None:
-            mend = "write an address, or a prefix without host bits, such as 192.0.2.0/24"
-            findings.append(place.finding(f"{word} has no prefix: {item!r}", mend))
-        else:
-            found.add(network)
-    return tuple(str(network) for network in sorted(found, key=lambda network: (network.version, network)))
-
-
-def _network(item: object) -> Network | None:
-    if not isinstance(item, str):
-        return None
+def _prefixes(word: str, value: Any, place: Place, findings: list[Finding]) -> Prefixes:
     try:
-        network = ipaddress.ip_network(item)
+        return Prefixes.of(value)
+    except (ValueError, AttributeError):  # of a million the wrong ones are looked for only if there are any
+        mend = "write an address, or a prefix without host bits, such as 192.0.2.0/24"
+        wrong = [item for item in value if not _is_prefix(item)]
+        findings += [place.finding(f"{word} has no prefix: {item!r}", mend) for item in wrong]
+    return Prefixes()
+
+
+def _is_prefix(item: object) -> bool:
+    try:
+        return isinstance(item, str) and bool(packed(item))
     except ValueError:
-        return None
-    mapped = network.version == 6 and network.prefixlen >= 96 and canonical(network.network_address)
-    if isinstance(mapped, ipaddress.IPv4Address):
-        return ipaddress.IPv4Network((int(mapped), network.prefixlen - 96))
-    return network
+        return False
 
 
 def _limit(word: str, value: Any, place: Place, findings: list[Finding]) -> ScanLimit | FloodLimit | None:

@@ -29,7 +29,7 @@ from engine.policy.parts import SHARED_BYTES, divide, part_of
 from engine.policy.process import Child, ChildError
 from engine.policy.regotest import TestResult, run_part
 from engine.policy.rule import Rule
-from engine.policy.sources import SourceReport
+from engine.policy.sources import SourceRules
 from engine.policy.summary import Summary, unevaluated
 
 EXAMINE_TIMEOUT = 30.0
@@ -165,9 +165,9 @@ class Workshop:
         if failures:
             raise PolicyRefusedError([*(_test_finding(result) for result in failures), *warnings])
         self._forget(closures)
-        sources = next((each.sources for each in found if each.sources != SourceReport()), SourceReport())
+        sources = next((each.sources for each in found if each.sources != SourceRules()), SourceRules())
         return Examined(
-            replace(bundle, **fields), tuple(rules), default, sources.rules(), tuple(sorted(set(warnings))),
+            replace(bundle, **fields), tuple(rules), default, sources, tuple(sorted(set(warnings))),
             tuple(results), tuple(self._divided(bundle, closures)),
             next((each.inbound for each in found if each.inbound), None),
         )  # fmt: skip

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -32,8 +32,7 @@ from engine.abi.source import (
 from engine.alerts.alert import Alert, Kind, Severity
 from engine.errors import UsageError
 from engine.model import net
-from engine.policy.sources import FloodLimit, ScanLimit, SourceRules
-from engine.runtime.identify import network_bits
+from engine.policy.sources import FloodLimit, Prefixes, ScanLimit, SourceRules
 from engine.runtime.journal import Journal
 
 T = TypeVar("T")
@@ -42,6 +41,8 @@ _SLICE = 4096
 _BULK = 1024
 """Prefixes of one length that are worth a look-up of their own: it costs 20 ns, and every frame pays it."""
 _SHOWN = 256
+_FAMILIES = {4: (Family.IPV4, bytes(10) + b"\xff\xff"), 6: (Family.IPV6, b"")}
+"""IP version -> the kernel's family, and what stands before an address in a key."""
 _NS = 1_000_000_000
 
 
@@ -118,16 +119,17 @@ class Sources:
     def _write(self, number: int, rules: SourceRules) -> None:
         plan = layout(number, rules)
         # An allow is written over a deny of the same prefix.
-        for networks, verdict in ((rules.deny, KernelVerdict.DENY), (rules.allow, KernelVerdict.ALLOW)):
-            for some in _slices(networks):
+        for prefixes, verdict in ((rules.deny, KernelVerdict.DENY), (rules.allow, KernelVerdict.ALLOW)):
+            for some in _slices(prefixes):
                 hashed, trie = [], []
-                for network in some:
-                    address, bits = network_bits(network)
+                for version, length, address in some:
+                    family, before = _FAMILIES[version]
+                    bits = 8 * len(before) + length
                     entry = SourceEntry(verdict, bits)
-                    if bits in plan.hashed[_family(network)]:
-                        hashed.append((PrefixKey(number, bits, address), entry))
+                    if bits in plan.hashed[family]:
+                        hashed.append((PrefixKey(number, bits, before + address), entry))
                     else:
-                        trie.append((SourceKey(number, address, bits), entry))
+                        trie.append((SourceKey(number, before + address, bits), entry))
                 self._maps.put_hashed(hashed)
                 self._maps.put_trie(trie)
         self._maps.set_plan(plan)
@@ -235,11 +237,13 @@ def layout(number: int, rules: SourceRules) -> SourcePlan:
     """Decide where the prefixes of a generation stand: whole addresses and the lengths that hold the most of each
     family in the hash, the rest in the trie (docs/adr/0007-source-prefixes.md)."""
     counts: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
-    for network in (*rules.deny, *rules.allow):
-        counts[_family(network)][network_bits(network)[1]] += 1
+    for version, length, count in (*rules.deny.counts(), *rules.allow.counts()):
+        family, before = _FAMILIES[version]
+        counts[family][8 * len(before) + length] += count
     hashed = tuple(_hashed(count) for count in counts)
-    longest = tuple(max((bits + 1 for bits in count if bits not in hashed[at]), default=0)
-                    for at, count in enumerate(counts))  # fmt: skip
+    longest = [
+        max((bits + 1 for bits in lengths if bits not in hashed[at]), default=0) for at, lengths in enumerate(counts)
+    ]
     return SourcePlan(number, (hashed[0], hashed[1]), (longest[0], longest[1]), limits(rules.scan, rules.flood))
 
 
@@ -261,14 +265,10 @@ def limits(scan: ScanLimit | None, flood: FloodLimit | None) -> Limits:
     )
 
 
-def _slices(networks: Iterable[Network]) -> Iterator[list[Network]]:
-    walk = iter(networks)
+def _slices(prefixes: Prefixes) -> Iterator[list[tuple[int, int, bytes]]]:
+    walk = iter(prefixes)
     while some := list(islice(walk, _SLICE)):
         yield some
-
-
-def _family(network: Network) -> Family:
-    return Family.IPV4 if network.version == 4 else Family.IPV6
 
 
 def _network(address: bytes) -> Network:

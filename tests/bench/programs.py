@@ -20,7 +20,7 @@ from engine.kernel.objects import Code
 from engine.kernel.programs import XDP
 from engine.kernel.sources import KernelSources
 from engine.lab.errors import LabError
-from engine.policy.sources import SourceRules
+from engine.policy.sources import Prefixes, SourceRules
 from engine.runtime.sources import layout
 from tests.bench.figures import Goal, Row, at_most, median, quartiles
 from tests.bench.filling import put_all, slab
@@ -72,7 +72,7 @@ def sources(site: Site, prefixes: int = PREFIXES) -> list[Row]:
     denied = _prefixes(prefixes)
     # The engine's own choice of what stands where; a part of the list is enough to make it.
     some = tuple(ipaddress.IPv4Network((address, length)) for address, length in denied[:_SAMPLE])
-    plan = layout(number, SourceRules(deny=some))
+    plan = layout(number, SourceRules(Prefixes.of(some)))
     program, nothing = libbpf.obj_get(site.gate.pins.programs / SOURCE_PROGRAM), _nothing()
     try:
         before = slab()

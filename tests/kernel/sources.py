@@ -17,7 +17,7 @@ from engine.alerts.alert import Alert
 from engine.kernel import libbpf
 from engine.kernel.maps import Map
 from engine.kernel.sources import KernelSources
-from engine.policy.sources import SourceRules
+from engine.policy.sources import Prefixes, SourceRules
 from engine.runtime.identify import network_bits
 from engine.runtime.sources import Sources
 from tests.kernel.lab import ALLOW, DENY, DEVICE, Watch
@@ -95,7 +95,7 @@ class Desk:
 
     def say(self, *, deny: tuple[str, ...] = (), allow: tuple[str, ...] = (), **limits: Any) -> None:
         """Let the policy in force say this of sources."""
-        rules = SourceRules(networks(deny), networks(allow), **limits)
+        rules = SourceRules(Prefixes.of(deny), Prefixes.of(allow), **limits)
         asyncio.run(self.sources.prepare(self.watch.generation, rules))
         self.look()
 
@@ -104,12 +104,12 @@ class Desk:
 
     def word(self, prefix: str, entry: VerdictEntry = DENY) -> None:
         """A person's word on a source."""
-        [network] = networks((prefix,))
+        network = ipaddress.ip_network(prefix)
         address, bits = network_bits(network)
         self.watch.gate.put_sources([(SourceKey(0, address, bits), entry)])
 
     def never_deny(self, prefix: str, port: int = 0, transport: int = 0) -> None:
-        [network] = networks((prefix,))
+        network = ipaddress.ip_network(prefix)
         address, bits = network_bits(network)
         self.watch.gate.put_destination(
             DestinationKey(DestinationClass.NEVER_DENY, transport, port, address, bits), ALLOW
@@ -144,7 +144,3 @@ class Desk:
         ours = [record for record in records if int.from_bytes(record[8:12], "little") == EVENT_BLOCKED]
         assert all(self.sources.record(record) for record in ours)
         return [SourceEvent.unpack(record) for record in ours]
-
-
-def networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(text) for text in texts)

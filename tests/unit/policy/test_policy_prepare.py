@@ -76,7 +76,7 @@ def test_a_good_folder_becomes_a_policy_that_decides(write: Write) -> None:
     policy, verdict, ttl = asyncio.run(main())
     assert (verdict, ttl) == (Verdict.ALLOW, 7.0)
     assert policy.default is Verdict.DENY
-    assert [str(network) for network in policy.sources.deny] == ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"]
+    assert list(policy.sources.deny.texts()) == ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"]
     assert [result.outcome for result in policy.tests] == ["pass"]
     assert policy.identity == f"sha256:{policy.bundle.digest}"
     assert policy.warnings == ()

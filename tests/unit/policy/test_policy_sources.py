@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.policy.findings import Finding, PolicyRefusedError
 from engine.policy.prepare import examine
-from engine.policy.sources import FloodLimit, ScanLimit, SourceRules
+from engine.policy.sources import FloodLimit, Network, Prefixes, ScanLimit, SourceRules, packed
 from tests.support.policies import DEFAULT, Write
 
 SCAN = 'scan_limit := {"ports": 100, "seconds": 10, "block_seconds": 600}'
@@ -35,8 +40,8 @@ def test_lists_and_limits_come_out_as_they_were_said(write: Write) -> None:
         }
     )
     rules = said(folder)
-    assert [str(network) for network in rules.deny] == ["192.0.2.0/24"]
-    assert [str(network) for network in rules.allow] == ["192.0.2.7/32", "2001:db8::/32"]
+    assert list(rules.deny.texts()) == ["192.0.2.0/24"]
+    assert list(rules.allow.texts()) == ["192.0.2.7/32", "2001:db8::/32"]
     assert (rules.scan, rules.flood) == (ScanLimit(100, 10, 600), FloodLimit(1000, 1, 60))
     assert rules.judge
 
@@ -91,3 +96,42 @@ def test_anything_else_is_refused_with_its_place_and_mend(write: Write, text: st
     assert finding.file == "sallyport.rego"
     assert finding.line >= 5
     assert mend in finding.mend
+
+
+@given(
+    st.lists(st.one_of(st.ip_addresses(network="10.0.0.0/16"), st.ip_addresses(network="2001:db8::/100")), max_size=9)
+)
+@settings(deadline=None)
+def test_prefixes_are_the_networks_that_they_were_made_of(addresses: list[Network]) -> None:
+    chance = random.Random(len(addresses))
+    networks = {ipaddress.ip_network((one, chance.randint(16, one.max_prefixlen)), strict=False) for one in addresses}
+    prefixes = Prefixes.of(networks)
+    assert len(prefixes) == len(networks) == sum(count for _, _, count in prefixes.counts())
+    assert {ipaddress.ip_network(text) for text in prefixes.texts()} == networks
+    assert Prefixes.of(prefixes.texts()) == prefixes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10.0.0.0/8", "10.0.0.0", "10.0.0.0/255.0.0.0", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8",
+        "010.0.0.1", "10.1", "::/0", "::1", "::ffff:192.0.2.0/120", "::ffff:192.0.2.1", "::ffff:0:0/95", "::192.0.2.1",
+        "2001:db8::1/64", "2001:DB8::/32", "2001:db8::/129", "", "/8", "example.org", "10.0.0.0/\u0668",
+    ],
+)  # fmt: skip
+def test_a_prefix_is_read_as_the_library_reads_it(text: str) -> None:
+    def read(by: Callable[[str], object]) -> object:
+        try:
+            return by(text)
+        except ValueError:
+            return None
+
+    def library(text: str) -> tuple[int, int, bytes]:
+        network = ipaddress.ip_network(text)
+        if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+            mapped = network.network_address.ipv4_mapped
+            if mapped is not None:
+                network = ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+        return network.version, network.prefixlen, network.network_address.packed
+
+    assert read(packed) == read(library)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from engine.model.facts import NameState
 from engine.model.posture import Condition, Posture, Stance
 from engine.policy.evaluator import Answer
 from engine.policy.rule import Rule
-from engine.policy.sources import SourceRules
+from engine.policy.sources import Prefixes, SourceRules
 from engine.ports import MapFullError
 from engine.runtime.orders import Order
 from engine.runtime.reload import Switch, Switched
@@ -51,7 +50,7 @@ def test_plan_and_entries_before_the_number_and_the_cut_before_it_too(rig: Rig) 
         kept, ended = await under_way(rig), await under_way(rig, BAD, sport=40_001)
         rig.calls.clear()
         done = await switch(
-            rig, Spoken(deny_names("bad.example")), sources=SourceRules((ipaddress.ip_network("203.0.113.0/24"),))
+            rig, Spoken(deny_names("bad.example")), sources=SourceRules(Prefixes.of(["203.0.113.0/24"]))
         )
         actions = [name for name, _ in rig.calls]
         flip = actions.index("generation")
@@ -204,15 +203,15 @@ def test_a_candidate_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) ->
     async def scene() -> None:
         rig = Rig(tmp_path, deny_names(), sizes={"source_prefixes": 1})
         client = await under_way(rig)
-        networks = tuple(ipaddress.ip_network(prefix) for prefix in ("203.0.113.0/24", "192.0.2.0/24"))
+        networks = ("203.0.113.0/24", "192.0.2.0/24")
         with pytest.raises(MapFullError):
-            await switch(rig, Spoken(deny_names("good.example")), sources=SourceRules(networks))
+            await switch(rig, Spoken(deny_names("good.example")), sources=SourceRules(Prefixes.of(networks)))
         assert rig.gate.generation() == rig.gatekeeper.force.number == 1
         # The next candidate gets the same number: it must not find the prefixes of this one under it.
         assert (rig.source_maps.hashed, rig.source_maps.trie) == ({}, {})
         assert rig.cuts == []
         assert client.send(client.tcp(b"x", at=len(GOOD))).outcome is Outcome.PASS
-        await switch(rig, Spoken(deny_names()), sources=SourceRules(networks[:1]))
+        await switch(rig, Spoken(deny_names()), sources=SourceRules(Prefixes.of(networks[:1])))
         assert list(rig.source_maps.trie) == [SourceKey(2, bytes(10) + b"\xff\xff\xcb\0\x71\0", 120)]
 
     run(scene())

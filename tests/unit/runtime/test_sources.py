@@ -14,7 +14,7 @@ from engine.abi.records import SourceKey
 from engine.abi.source import SOURCE_EVENT, Blocked, Cause, Limits, PrefixKey, SourceCounter, SourceEntry
 from engine.alerts.alert import Alert, Kind
 from engine.errors import UsageError
-from engine.policy.sources import FloodLimit, Network, ScanLimit, SourceRules
+from engine.policy.sources import FloodLimit, Network, Prefixes, ScanLimit, SourceRules
 from engine.ports import MapFullError
 from engine.runtime.sources import Sources, layout
 from tests.support.rig import Diary
@@ -27,8 +27,8 @@ FLOOD = Blocked(6 * SECOND, 66 * SECOND, 0, 1000, 0, 999, Cause.FLOOD, 1)
 ONE, OTHER = MAPPED + bytes([192, 0, 2, 7]), bytes.fromhex("20010db8") + bytes(12)
 
 
-def nets(*texts: str) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(text) for text in texts)
+def nets(*items: Network | str) -> Prefixes:
+    return Prefixes.of(items)
 
 
 class Desk:
@@ -65,10 +65,10 @@ def desk() -> Desk:
 
 def test_hosts_and_common_lengths_are_hashed_and_the_rest_is_in_the_trie() -> None:
     many = tuple(ipaddress.IPv4Network((number << 8, 24)) for number in range(1024))
-    plan = layout(7, SourceRules(many + nets("198.51.100.7", "203.0.113.0/25", "2001:db8::/32", "2001:db8::1")))
+    plan = layout(7, SourceRules(nets(*many, "198.51.100.7", "203.0.113.0/25", "2001:db8::/32", "2001:db8::1")))
     assert plan.hashed == ((128, 120), (128,))
     assert plan.longest == (96 + 25 + 1, 32 + 1)
-    assert layout(7, SourceRules(many[1:])).hashed == ((), ())
+    assert layout(7, SourceRules(nets(*many[1:]))).hashed == ((), ())
 
 
 def test_of_many_common_lengths_the_most_common_are_hashed() -> None:
@@ -78,8 +78,8 @@ def test_of_many_common_lengths_the_most_common_are_hashed() -> None:
         for bits, count in lengths.items()
         for number in range(count)
     )
-    assert layout(1, SourceRules(networks)).hashed[0] == (124, 120, 116)
-    assert layout(1, SourceRules(networks, nets("192.0.2.1"))).hashed[0] == (128, 124, 116)
+    assert layout(1, SourceRules(nets(*networks))).hashed[0] == (124, 120, 116)
+    assert layout(1, SourceRules(nets(*networks), nets("192.0.2.1"))).hashed[0] == (128, 124, 116)
 
 
 def test_what_is_said_is_written_before_the_plan_and_an_allow_over_a_deny(desk: Desk) -> None:
@@ -137,7 +137,7 @@ def test_a_long_list_is_written_by_a_thread(desk: Desk) -> None:
     put = desk.maps.put_hashed
     desk.maps.put_hashed = lambda entries: (threads.add(threading.get_ident()), put(entries))[1]  # type: ignore[method-assign]
     many = tuple(ipaddress.ip_network(number) for number in range(1 << 24, (1 << 24) + 5000))
-    asyncio.run(desk.sources.prepare(1, SourceRules(many)))
+    asyncio.run(desk.sources.prepare(1, SourceRules(nets(*many))))
     assert len(desk.maps.hashed) == 5000
     assert threads
     assert threading.get_ident() not in threads
