@@ -83,9 +83,12 @@ class KernelSources:
         return dict(zip(SourceCounter, self._counters.sums(), strict=True))
 
     def fill(self) -> dict[str, tuple[int, int]]:
-        """Return {map: (entries, most)}. Walks the keys."""
-        maps = (self._prefixes, self._trie, self._tracked, self._blocked)
-        return {map_.name: (sum(1 for _ in map_.walk()), map_.max_entries) for map_ in maps}
+        """Return {map: (entries, most)} of the tables that evict. Walks the keys."""
+        return {map_.name: (sum(1 for _ in map_.walk()), map_.max_entries) for map_ in (self._tracked, self._blocked)}
+
+    def room(self) -> tuple[int, int]:
+        """Return how many prefixes fit into the hash and into the trie."""
+        return self._prefixes.max_entries, self._trie.max_entries
 
     def close(self) -> None:
         for map_ in (

@@ -58,6 +58,8 @@ class SourceMaps(Protocol):
     def lift(self, address: bytes) -> bool: ...
     def flags(self) -> dict[str, int]: ...
     def counters(self) -> dict[SourceCounter, int]: ...
+    def fill(self) -> dict[str, tuple[int, int]]: ...
+    def room(self) -> tuple[int, int]: ...
 
 
 class Sources:
@@ -73,8 +75,8 @@ class Sources:
         self._interface = interface
         self._clock = clock
         self._writing = asyncio.Lock()
-        self._sizes: dict[int, int] = {}
-        """Generation -> how many prefixes it was given."""
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Generation -> how many prefixes it has in the hash and in the trie."""
         self._is_known = not taken_over
         """Nothing stands but what `_sizes` says."""
         self._told: dict[bytes, int] = {}
@@ -89,7 +91,7 @@ class Sources:
         """Write what a generation says of sources, before its number is in force. `standing`: an engine before this one
         has written it. Raises MapFullError: then nothing of it is left."""
         async with self._writing:
-            self._sizes[number] = len(rules.deny) + len(rules.allow)
+            self._sizes[number] = sizes(rules)
             if standing and self._maps.plan(number).generation == number:
                 return
             try:
@@ -112,7 +114,7 @@ class Sources:
 
     async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Do what takes as long as there are prefixes: a million take seconds, in which a thread does it."""
-        if self._is_known and sum(self._sizes.values()) <= _SLICE:
+        if self._is_known and sum(map(sum, self._sizes.values())) <= _SLICE:
             return work(*arguments)
         return await asyncio.to_thread(work, *arguments)
 
@@ -133,6 +135,12 @@ class Sources:
                 self._maps.put_hashed(hashed)
                 self._maps.put_trie(trie)
         self._maps.set_plan(plan)
+
+    def fill(self) -> dict[str, tuple[int, int]]:
+        """Return {map: (entries, most)}. Prefixes are counted as they were said: to walk a million takes seconds."""
+        hashed, trie = (sum(size[at] for size in self._sizes.values()) for at in (0, 1))
+        room = self._maps.room()
+        return {"source_prefixes": (hashed, room[0]), "source_trie": (trie, room[1]), **self._maps.fill()}
 
     # ---- who is blocked
 
@@ -245,6 +253,16 @@ def layout(number: int, rules: SourceRules) -> SourcePlan:
         max((bits + 1 for bits in lengths if bits not in hashed[at]), default=0) for at, lengths in enumerate(counts)
     ]
     return SourcePlan(number, (hashed[0], hashed[1]), (longest[0], longest[1]), limits(rules.scan, rules.flood))
+
+
+def sizes(rules: SourceRules) -> tuple[int, int]:
+    """Return how many of the prefixes stand in the hash and how many in the trie."""
+    hashed = layout(0, rules).hashed
+    counts = [0, 0]
+    for version, length, count in (*rules.deny.counts(), *rules.allow.counts()):
+        family, before = _FAMILIES[version]
+        counts[8 * len(before) + length not in hashed[family]] += count
+    return counts[0], counts[1]
 
 
 def _hashed(count: Counter[int]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ async def document(
     sources: Sources, resolutions: Resolutions, generation: Generation, features: list[Feature], problems: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status. Counting map entries walks the maps, so that is done in a thread."""
-    fill = await asyncio.to_thread(lambda: machine.gate.fill() | machine.sources.fill())
+    fill = await asyncio.to_thread(lambda: machine.gate.fill() | sources.fill())
     state = log.state
     redirected, taken = machine.gate.hold_queue()
     evaluator = gatekeeper.force.policy.evaluator

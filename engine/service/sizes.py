@@ -14,6 +14,7 @@ def sizes(maps: Maps) -> dict[str, int]:
         "FLOW_VERDICTS_MAX": maps.flows,
         "NAME_VERDICTS_MAX": maps.names,
         "PROCESSES_MAX": maps.processes,
-        "SOURCES_MAX": maps.sources,
+        # While one policy follows another, the prefixes of both stand.
+        "SOURCES_MAX": 2 * maps.sources,
         "STRATEGIES_MAX": maps.strategies,
     }

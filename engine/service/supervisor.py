@@ -395,7 +395,7 @@ class Supervisor:
             await asyncio.sleep(min(max(_FILL_LEAST, 50 * took), _FILL_MOST))
 
     async def _look_at_maps(self) -> None:
-        self._maps_gauge.read(await asyncio.to_thread(lambda: self._machine.gate.fill() | self._machine.sources.fill()))
+        self._maps_gauge.read(await asyncio.to_thread(lambda: self._machine.gate.fill() | self._sources.fill()))
 
     async def _follow_policy(self) -> None:
         async for _ in self._watcher:

@@ -15,7 +15,7 @@ class SimulatedSources:
 
     def __init__(self, calls: list[tuple[str, object]], room: int = 1 << 20) -> None:
         self.calls = calls
-        self.room = room
+        self._room = room
         self.hashed: dict[PrefixKey, SourceEntry] = {}
         self.trie: dict[SourceKey, SourceEntry] = {}
         self.blocked: dict[bytes, Blocked] = {}
@@ -31,14 +31,14 @@ class SimulatedSources:
 
     def put_hashed(self, entries: Sequence[tuple[PrefixKey, SourceEntry]]) -> None:
         for key, entry in entries:
-            if key not in self.hashed and len(self.hashed) >= self.room:
+            if key not in self.hashed and len(self.hashed) >= self._room:
                 raise MapFullError("source_prefixes")
             self.hashed[key] = entry
             self.calls.append(("source", key))
 
     def put_trie(self, entries: Sequence[tuple[SourceKey, SourceEntry]]) -> None:
         for key, entry in entries:
-            if key not in self.trie and len(self.trie) >= self.room:
+            if key not in self.trie and len(self.trie) >= self._room:
                 raise MapFullError("source_trie")
             self.trie[key] = entry
             self.calls.append(("source", key))
@@ -57,6 +57,12 @@ class SimulatedSources:
 
     def flags(self) -> dict[str, int]:
         return dict.fromkeys(TCP_FLAGS, 0)
+
+    def fill(self) -> dict[str, tuple[int, int]]:
+        return {"blocked": (len(self.blocked), 16384)}
+
+    def room(self) -> tuple[int, int]:
+        return self._room, self._room
 
     def counters(self) -> dict[SourceCounter, int]:
         return dict(self.counted)

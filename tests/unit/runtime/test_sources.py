@@ -143,6 +143,19 @@ def test_a_long_list_is_written_by_a_thread(desk: Desk) -> None:
     assert threading.get_ident() not in threads
 
 
+def test_how_full_the_tables_are_is_told_without_a_walk(desk: Desk) -> None:
+    async def scene() -> None:
+        await desk.sources.prepare(1, SourceRules(nets("192.0.2.7", "192.0.2.0/24"), nets("2001:db8::/32")))
+        await desk.sources.prepare(2, SourceRules(nets("192.0.2.8")))
+        assert desk.sources.fill() == {
+            "source_prefixes": (2, 1 << 20), "source_trie": (2, 1 << 20), "blocked": (0, 16384),
+        }  # fmt: skip
+        await desk.sources.retire(2)
+        assert desk.sources.fill()["source_prefixes"] == (1, 1 << 20)
+
+    asyncio.run(scene())
+
+
 # ---- blocks
 
 
