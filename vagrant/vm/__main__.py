@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vagrant.vm import acceleration, box, kernels, stories, tree, trial
@@ -15,6 +17,7 @@ from vagrant.vm.matrix import Row, read, render, row, write
 from vagrant.vm.pair import Pair
 from vagrant.vm.place import CHECKOUT, cache, require
 from vagrant.vm.spaces import Spaces
+from vagrant.vm.vagrantfile import Boxes
 
 DOCUMENT = CHECKOUT / "docs/kernels.md"
 FIGURES = CHECKOUT / "docs/kernels.json"
@@ -73,6 +76,8 @@ def main(words: Sequence[str] | None = None) -> int:
     telling.set_defaults(run=_stories)
     making = commands.add_parser("box", help="build a box for Vagrant and libvirt from Debian packages (root)")
     making.set_defaults(run=_box)
+    trying = commands.add_parser("vagrant", help="bring up the Vagrantfile's machines, try them, destroy them (root)")
+    trying.set_defaults(run=_vagrant, system=box.SYSTEM)
     args = parser.parse_args(words)
 
     signal.signal(signal.SIGTERM, _leave)
@@ -103,6 +108,19 @@ def _box(args: argparse.Namespace) -> int:
     box.add(made)
     say(f"vagrant knows it as {box.NAME}")
     return 0
+
+
+def _vagrant(args: argparse.Namespace) -> int:
+    """The lab in one machine, and then the stories between both."""
+    made = box.obtain(CHECKOUT, cache(), say)
+    box.add(made)
+    _, _, accelerator = _parts(args, "6.1")
+    with Boxes(CHECKOUT, accelerator, _told) as boxes:
+        say(f"both machines are up after {boxes.up_seconds:.0f} s; the lab in enforcer")
+        code = boxes.ssh("enforcer", "sallyport lab")
+        say(f"the lab ended with exit code {code}; the stories between enforcer and peer")
+        told = [one for one in stories.read() if not one.needs_power]
+        return _play_all(told, lambda: contextlib.nullcontext(boxes)) or code
 
 
 def _test(args: argparse.Namespace) -> int:
@@ -139,8 +157,8 @@ def _stories(args: argparse.Namespace) -> int:
     return _play_all(told, lambda: Pair(kernel, image, CHECKOUT, accelerator))
 
 
-def _play_all(told: Sequence[stories.Story], place: Callable[[], Pair | Spaces]) -> int:
-    """Each story begins in a place of its own, in which nothing has happened yet."""
+def _play_all(told: Sequence[stories.Story], place: Callable[[], AbstractContextManager[Pair | Spaces | Boxes]]) -> int:
+    """Play one story after the other, each in what `place` gives it; exit code 1 when one did not go as told."""
     failed: list[str] = []
     for story in told:
         say(f"{story.name}: {story.title}")

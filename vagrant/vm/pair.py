@@ -75,16 +75,21 @@ class Pair:
         return Answer(int(code), base64.b64decode("".join(said)).decode(errors="replace"))
 
     def _operate(self, command: str) -> Answer:
-        """`reset NAME`: the machine starts anew at once. `cut NAME`: its power goes. `start NAME`: it comes back."""
+        """`reboot NAME`: in good order. `reset NAME`: at once. `cut NAME`: its power goes. `start NAME`: it is back."""
         verb, _, name = command.partition(" ")
-        if name not in ADDRESSES or verb not in {"reset", "cut", "start"}:
-            raise UsageError(f'The operator cannot "{command}".', hint="reset, cut or start, and a machine's name.")
+        if name not in ADDRESSES or verb not in {"reboot", "reset", "cut", "start"}:
+            raise UsageError(
+                f'The operator cannot "{command}".', hint="reboot, reset, cut or start, and a machine's name."
+            )
         if verb == "cut":
             self._machines[name].command("quit")
             self._machines[name].process.wait(60)
-        elif verb == "reset":
+        elif verb in {"reboot", "reset"}:
             ups = _ups(self._machines[name])
-            self._machines[name].command("system_reset")
+            if verb == "reboot":
+                self.carry_out(Step(name, "systemctl reboot", 0))
+            else:
+                self._machines[name].command("system_reset")
             self._wait_until_up(name, ups + 1)
         else:
             self._switch_on(name)
