@@ -111,15 +111,20 @@ class Compilation:
 
     def result(self) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
         """Wait; return the units, and the files of the compiler itself. KernelError when a file does not compile."""
-        lines: list[str] = []
+        said = {reading: bytearray() for reading in self._running}
         try:
             while self._running:
+                # Whatever there is: a worker whose pipe is full takes no more work.
                 for reading in select.select(list(self._running), [], [])[0]:
-                    with open(reading) as pipe:  # noqa: PTH123 - there is no path
-                        lines += pipe.read().splitlines()
-                    os.waitpid(self._running.pop(reading), 0)
+                    data = os.read(reading, 1 << 16)
+                    said[reading] += data
+                    if not data:
+                        # Not waited for: taking down its maps and mounts takes time that nobody needs to lose.
+                        os.close(reading)
+                        del self._running[reading]
         finally:
             self.abandon()
+        lines = b"".join(said.values()).splitlines()
         answers = {answer["part"]: answer for answer in map(json.loads, lines)}
         units: list[Unit] = []
         tools: set[str] = set()
@@ -152,9 +157,14 @@ def _worker(work: Sequence[Part], numbers: int, arguments: Sequence[str], writin
     os.dup2(said, 2)
     try:
         with open(writing, "w") as pipe:
+            trouble: dict[str, Any] = {}
+            try:
+                _part_from_the_host()
+            except OSError as error:
+                trouble = {"error": str(error), "said": ""}
             while number := os.read(numbers, 1):
-                answer = {"part": number[0], **_answer(work[number[0]], arguments, said)}
-                pipe.write(json.dumps(answer) + "\n")
+                answer = trouble or _answer(work[number[0]], arguments, said)
+                pipe.write(json.dumps({"part": number[0], **answer}) + "\n")
     finally:
         # Not sys.exit: the finalizers, the buffers and the input that this process was forked with are its parent's.
         os._exit(0)
@@ -166,7 +176,8 @@ def _answer(part: Part, arguments: Sequence[str], said: int) -> dict[str, Any]:
     for more in (_UNREAD.get(platform.machine(), ()), ()):
         begun = os.fstat(said).st_size
         try:
-            _part_from_the_host()
+            # A fresh one for each part: what BCC finds pinned it takes, whatever its layout.
+            _mount("bpf", str(BPFFS), "bpf")
             return {"units": to_json((_compile(part, [*arguments, *more]),)).decode(), "tools": _tools()}
         except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
             end = os.pread(said, 1 << 20, begun).decode(errors="replace").strip()[-_SAID_BYTES:]
@@ -175,7 +186,7 @@ def _answer(part: Part, arguments: Sequence[str], said: int) -> dict[str, Any]:
 
 
 def _part_from_the_host() -> None:
-    """A mount namespace with an empty BPF file system where the host's is, and a short list of kernel symbols.
+    """A mount namespace where the host's BPF file system is out of sight, and the list of kernel symbols is short.
 
     BCC reads the whole list, 200,000 lines and 0.18 s for each file, for one question: is there bpf_probe_read_kernel?
     There is, since 5.5.
@@ -188,7 +199,6 @@ def _part_from_the_host() -> None:
     symbols.write_text("ffffffff81000000 T bpf_probe_read_kernel\n")
     with contextlib.suppress(OSError):  # a /proc that cannot be mounted upon is a slower one
         _mount(str(symbols), "/proc/kallsyms", flags=_MS_BIND)
-    _mount("bpf", str(BPFFS), "bpf")
 
 
 def _mount(source: str, target: str, kind: str = "", flags: int = 0) -> None:

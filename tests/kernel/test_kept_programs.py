@@ -42,8 +42,9 @@ tree = headers.find()
 if tree: compiler.os.environ["BCC_KERNEL_SOURCE"] = str(tree)
 from bcc import BPF
 found, modules = {}, []
+compiler._part_from_the_host()
 for source in {program.source for program in PROGRAMS}:
-    compiler._part_from_the_host()
+    compiler._mount("bpf", str(compiler.BPFFS), "bpf")
     modules.append(BPF(src_file=str(SOURCES / source), cflags=compiler.flags({})))
     for program in PROGRAMS:
         if program.source == source:
