@@ -149,7 +149,8 @@ def parse_findings(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
     for line in lines:
         try:
             document = json.loads(line)
-            found.setdefault(str(document.pop("step")), {}).update(document)
-        except (ValueError, KeyError, AttributeError):
+        except ValueError:
             continue
+        if isinstance(document, dict) and isinstance(step := document.pop("step", None), str):
+            found.setdefault(step, {}).update(document)
     return found

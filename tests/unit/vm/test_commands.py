@@ -1,0 +1,164 @@
+"""The lab's command line: what is wrong is said in one sentence, with its own exit code, before anything starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vagrant.vm import __main__ as commands
+from vagrant.vm import archive, box, checkout, tree
+from vagrant.vm.archive import Archive, Mirrors
+from vagrant.vm.errors import LabError, NetworkError, UsageError
+from vagrant.vm.matrix import read, render, row, write
+from vagrant.vm.trial import Outcome, parse_findings
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/sallyport/vm"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["test", "--kernel", "tomorrow"], 2, 'vm: "tomorrow" names no kernel.'),
+        (["test", "--system", "ubuntu2404"], 2, 'vm: There is no root tree for "ubuntu2404" here'),
+        (["test", "--step", "dance"], 2, "vm: There is no step dance."),
+        (["test", "tests/kernel/test_gone.py"], 2, "vm: There is no test tests/kernel/test_gone.py"),
+        (["matrix", "--kernel", "6"], 2, 'vm: "6" names no kernel.'),
+        (["stories", "99-nothing"], 2, "vm: There is no story 99-nothing."),
+    ],
+)
+def test_wrong_words(words: list[str], code: int, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(words) == code
+    said = capsys.readouterr().err
+    assert said.startswith(sentence)
+    assert len(said.splitlines()) == 2
+
+
+def test_without_qemu_its_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("vagrant.vm.place.search_path", lambda: "/nowhere")
+    assert commands.main(["test"]) == 20
+    assert "apt-get install git qemu-system-x86 util-linux" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(commands, "require", lambda names: None)
+    assert commands.main(["test"]) == 14
+    assert "XDG_CACHE_HOME" in capsys.readouterr().err
+
+
+def test_an_archive_that_does_not_answer_is_a_matter_of_the_network(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_cache.mkdir(parents=True)
+    monkeypatch.setattr(archive, "KEYRING", own_cache)
+    monkeypatch.setattr(archive, "mirrors", lambda: Mirrors("http://127.0.0.1:9/debian", "http://127.0.0.1:9/s"))
+    with pytest.raises(NetworkError, match="cannot be reached") as caught:
+        Archive(own_cache / "apt").refresh()
+    assert "SALLYPORT_DEBIAN_MIRROR" in caught.value.hint
+
+
+def test_apts_own_words_decide_between_disk_network_and_the_rest() -> None:
+    kinds = [
+        type(archive._said("It failed", text)).__name__
+        for text in (
+            "E: Failed to fetch http://m/x  Could not connect to m",
+            "E: You don't have enough free space in /var/cache",
+            "E: Unable to locate package x",
+        )
+    ]
+    assert kinds == ["NetworkError", "RoomError", "PackageError"]
+
+
+def test_another_system_than_debian_has_to_name_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SALLYPORT_DEBIAN_MIRROR", raising=False)
+    monkeypatch.setattr(archive, "mirrors_among", lambda repositories: None)
+    with pytest.raises(UsageError, match="no mirror of Debian"):
+        archive.mirrors()
+    monkeypatch.setenv("SALLYPORT_DEBIAN_MIRROR", "http://m.example/debian/")
+    assert archive.mirrors() == Mirrors("http://m.example/debian", "http://m.example/debian-security")
+
+
+def test_a_root_tree_is_another_when_what_decides_its_content_changes(tmp_path: Path) -> None:
+    for name in ("requirements-dev.txt", "pyproject.toml", "scripts/setup", "scripts/setup.d/a.sh"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = tree.key("debian12", tmp_path)
+    assert tree.key("debian13", tmp_path) != before
+    (tmp_path / "README.md").write_text("1")
+    assert tree.key("debian12", tmp_path) == before
+    (tmp_path / "scripts/setup.d/a.sh").write_text("2")
+    assert tree.key("debian12", tmp_path) != before
+
+
+def test_the_checkout_is_what_git_knows_and_what_is_new(tmp_path: Path) -> None:
+    for name in ("known", "gone", "new", "ignored", ".gitignore"):
+        (tmp_path / name).write_text("ignored\n")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "known", "gone", ".gitignore"], cwd=tmp_path, check=True)
+    (tmp_path / "gone").unlink()
+    assert checkout.listed(tmp_path) == [".gitignore", "known", "new"]
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no git checkout"):
+        checkout.listed(tmp_path)
+
+
+def test_a_disks_first_sector_is_what_a_bios_reads() -> None:
+    record = box.master_record(b"\x90" * 512, 4096)
+    assert len(record) == 512
+    assert record[510:] == b"\x55\xaa"
+    assert record[:440] == b"\x90" * 440
+    assert record[446] == 0x80
+    assert int.from_bytes(record[454:458], "little") == box.FIRST_SECTOR
+    assert int.from_bytes(record[458:462], "little") == 4096
+
+
+SURVEY = {
+    "features": {
+        "XDP": {"state": "degraded", "why": "generic on eth0"},
+        "identity": {"state": "active", "why": ""},
+    },
+    "programs": {"gate_egress": {"instructions": 3442, "verified": 0}},
+    "problems": [],
+}
+
+
+def test_the_document_says_what_was_found_out_and_what_was_not_tried(tmp_path: Path) -> None:
+    rows = {"5.10": row(None, Outcome(0, "5.10.0-46", findings={"survey": SURVEY}))}
+    kernel = {"tests": 9, "passed": 8, "failed": ["tests.kernel.test_hold::test_x"]}
+    rows["6.1"] = row(None, Outcome(1, "6.1.0-56", findings={"kernel": kernel}))
+    write(tmp_path / "figures", rows)
+    text = render(read(tmp_path / "figures"))
+    assert "| 5.10 | 5.10.0-46 | yes | not tried | not tried | not tried |" in text
+    assert "| 6.1 | 6.1.0-56 | not tried | 8 of 9 |" in text
+    assert "| gate_egress | (3,442) |" in text
+    assert "- XDP (5.10): generic on eth0" in text
+    assert "- 6.1, kernel: tests.kernel.test_hold::test_x" in text
+
+
+def test_a_row_is_about_one_build_of_a_kernel() -> None:
+    before = row(None, Outcome(0, "6.1.0-56", findings={"survey": SURVEY}))
+    assert "survey" in row(before, Outcome(0, "6.1.0-56", findings={"lab": {}}))
+    assert "survey" not in row(before, Outcome(0, "6.1.0-57", findings={"lab": {}}))
+
+
+def test_what_is_no_finding_is_left_out() -> None:
+    assert parse_findings(["", "[1]", '{"no": "step"}', json.dumps({"step": "lab", "tests": 3})]) == {
+        "lab": {"tests": 3}
+    }
+
+
+def test_every_error_has_an_exit_code_of_its_own() -> None:
+    codes = [kind.exit_code for kind in LabError.__subclasses__()]
+    assert len(codes) == len(set(codes))
