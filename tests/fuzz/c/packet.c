@@ -66,25 +66,19 @@ static int second_transport(const struct cursor *c, __u32 end, struct second *s)
 	return PACKET_OK;
 }
 
-/* A source route, or more options than PACKET_OPTIONS (RFC 791 section 3.1). */
+/* A source route, or as many options as PACKET_OPTIONS (RFC 791 section 3.1). */
 static int second_is_routed(const struct cursor *c, __u32 at, __u32 end)
 {
-	for (int n = 0; at < end; n++) {
+	for (int n = 0; n < PACKET_OPTIONS; n++) {
 		__u32 kind = byte_at(c, at), length = at + 1 < end ? byte_at(c, at + 1) : 0;
 
-		if (n == PACKET_OPTIONS)
-			return 1;
-		if (kind == 0)
+		if (at >= end || kind == 0)
 			return 0;
-		if (kind == 1) {
-			at++;
-			continue;
-		}
-		if (kind == 131 || kind == 137 || length < 2)
+		if (kind == 131 || kind == 137 || (kind != 1 && length < 2))
 			return 1;
-		at += length;
+		at += kind == 1 ? 1 : length;
 	}
-	return 0;
+	return 1;
 }
 
 /* RFC 791. */
@@ -111,7 +105,7 @@ static int second_ipv4(struct cursor *c, struct second *s)
 		return offset < 64 ? PACKET_MALFORMED : PACKET_FRAGMENT;
 	if (s->transport == 2 && s->dst[12] >= 224 && s->dst[12] < 240 && byte_at(c, at + 8) == 1)
 		return PACKET_LINK_CONTROL;
-	if (second_is_routed(c, at + 20, at + words * 4))
+	if (words > 5 && second_is_routed(c, at + 20, at + words * 4))
 		return PACKET_MALFORMED;
 	c->at = at + words * 4;
 	return second_transport(c, at + total, s);
