@@ -30,6 +30,8 @@ from engine.policy.opa_server import OpaServer
 from engine.policy.reply import decision_reply, values_reply
 from engine.policy.rule import Rule
 
+_HUNG = 3
+"""Calls in a row without an answer after which a server of our own is given up."""
 LOAD_TIMEOUT = 30.0
 _HOST_MODULE = "sallyport-host"
 _MODULE_PREFIX = "sallyport-module-"
@@ -45,7 +47,7 @@ class OpaEvaluator:
     """`url` of a server to use (`http://host:port` or https, no path) with its `token`; without, one is started with
     the program `binary`. Raises ConfigError for an unusable url.
 
-    `timeout`: seconds for a call. `restarts` counts servers of our own that ended and were started again.
+    `timeout`: seconds for a call. `restarts` counts servers of our own that ended or hung and were started again.
     """
 
     name = "opa"
@@ -67,6 +69,8 @@ class OpaEvaluator:
         self._loaded: tuple[Bundle, tuple[Rule, ...]] | None = None
         self._rules: dict[str, Rule] = {}
         self._restart: asyncio.Task[None] | None = None
+        self._unanswered = 0
+        """Calls in a row that timed out."""
         self.restarts = 0
 
     @property
@@ -99,6 +103,7 @@ class OpaEvaluator:
         self._server, self._asking = server, asking
         self._rules = {rule.name: rule for rule in rules}
         self._loaded = bundle, tuple(rules)
+        self._unanswered = 0
         await _ended(*before)
 
     def _client(self, server: OpaServer | None, timeout: float) -> AsyncOpaClient:
@@ -164,13 +169,19 @@ class OpaEvaluator:
                 document, "sallyport_host", "answers", query_params={"strict-builtin-errors": "true"}
             )
         except aiohttp.ClientResponseError as error:
+            self._unanswered = 0
             if error.status == 500:
                 return None
             return failed(questions, f"OPA answered with HTTP status {error.status}")
         except asyncio.TimeoutError:
+            self._unanswered += 1
+            if self._server is not None and self._unanswered >= _HUNG:
+                # It runs and does not answer: the next one ends it. One late answer alone may be a busy machine's.
+                self._begin_restart()
             return failed(questions, f"OPA did not answer within {self._timeout:g} s")
         except _CLIENT_ERRORS as error:
             return failed(questions, f"OPA cannot be reached: {str(error) or type(error).__name__}")
+        self._unanswered = 0
         said = body.get("result", {}) if isinstance(body, dict) else {}
         return [self._answer(question, said.get(str(index))) for index, question in enumerate(questions)]
 

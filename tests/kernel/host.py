@@ -79,10 +79,6 @@ class Engine:
     def status(self) -> dict[str, Any]:
         return dict(ask(self._host.state, {"command": "status"}))
 
-    def evaluator(self) -> int:
-        """Return the process id of its evaluator."""
-        return self.child("engine.policy.child")
-
     def child(self, word: str) -> int:
         """Return the process id of the child that has this word on its command line."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")

@@ -222,6 +222,28 @@ def test_a_killed_evaluator_answers_with_failures_and_comes_back(
     assert {bool(answer.error) or answer.deny == ("d",) for answer in answers} == {True}
 
 
+def test_a_hung_evaluator_is_replaced(make: Callable[[], EmbeddedEvaluator | OpaEvaluator], write: Write) -> None:
+    async def hang(evaluator: Any) -> list[Answer]:
+        evaluator._timeout = 0.1
+        if isinstance(evaluator, OpaEvaluator):
+            evaluator._asking._session._timeout = type(evaluator._asking._session._timeout)(total=0.1)
+        first = evaluator.pid
+        stop(first)
+        answers = []
+        for _ in range(200):
+            answers += await evaluator.evaluate([Question("one", {"dest": DEST})])
+            if not answers[-1].error:
+                break
+        assert evaluator.pid != first
+        assert evaluator.restarts >= 1
+        return answers
+
+    folder = write({"one.rego": rule('deny contains "d"')})
+    answers = ask(make, folder, hang)
+    assert answers[-1] == Answer(deny=("d",))
+    assert "did not answer" in answers[0].error
+
+
 def test_a_stopped_evaluator_is_a_failed_answer(
     make: Callable[[], EmbeddedEvaluator | OpaEvaluator], write: Write
 ) -> None:
