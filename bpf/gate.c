@@ -1045,8 +1045,8 @@ static inline __attribute__((always_inline)) int is_icmp_error(const struct scra
 {
 	__u8 type = WINDOW_AT(s->window, s->packet.payload);
 
-	/* Behind so many headers that it lies beyond the window, it is whatever its sender likes. */
-	if (s->packet.payload >= PACKET_WINDOW || !s->packet.length)
+	/* packet_parse() has seen the type of ICMPv6 inside the window; ICMP lies behind at most 82 bytes. */
+	if (!s->packet.length)
 		return 0;
 	if (s->packet.tuple.transport == PROTO_ICMP)
 		return type == 3 || type == 4 || type == 11 || type == 12;

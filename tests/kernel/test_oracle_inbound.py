@@ -74,7 +74,8 @@ class Visitors(Maker):
             if self.odds(5):
                 gate.put_inbound(flow, self._state(flow, start))
             if self.odds(6):
-                shape = self.one((128, 129, 129))
+                # One for what leaves now and then: it is no verdict on what comes in.
+                shape = self.one((128, 129, 129, 0, 1))
                 dest = bool(shape & Shape.DEST)
                 key = ConnectKey(
                     self.number(), shape, flow.transport if dest else 0, flow.dport if dest else 0,
@@ -116,7 +117,7 @@ class Visitors(Maker):
         elif flow.transport == UDP:
             inside = captures.udp(flow.sport, flow.dport, self.one((b"", b"query")))
         else:
-            inside = bytes([self.one((8, 3, 11, 1, 2, 128, 135))]) + bytes(self.one((3, 23)))
+            inside = self.one((b"", *(bytes([kind]) + bytes(23) for kind in (8, 3, 11, 1, 2, 128, 135))))
         packet = self._ip(version, flow.transport, inside, flow)
         frame = bytearray(self._ethernet(packet) if link else packet)
         if self.odds(1):

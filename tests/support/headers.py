@@ -31,7 +31,7 @@ class Status(IntEnum):
 
 
 class Headers(NamedTuple):
-    """`flow`, `payload` (its bytes), `at` (where they begin), `seq` and `flags` mean something only with OK."""
+    """`flow`, `payload` (its bytes), `seq` and `flags` mean something only with OK."""
 
     status: Status
     version: int = 0
@@ -39,7 +39,6 @@ class Headers(NamedTuple):
     payload: bytes = b""
     seq: int = 0
     flags: int = 0
-    at: int = 0
 
 
 class _RefusedError(Exception):
@@ -169,4 +168,4 @@ def _transport(window: _Window, version: int, at: int, end: int, protocol: int, 
             end = min(end, at + length)
     if protocol in (_TCP, _UDP):
         ports = window.number(at), window.number(at + 2)
-    return Headers(Status.OK, version, Tuple(*ends, *ports, protocol), frame[start:end], seq, flags, start)
+    return Headers(Status.OK, version, Tuple(*ends, *ports, protocol), frame[start:end], seq, flags)

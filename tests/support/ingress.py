@@ -32,7 +32,6 @@ from tests.support.headers import Headers, Status
 from tests.support.simulator import SimulatedGate
 
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
-_WINDOW = 128
 _ERRORS = {1: (3, 4, 11, 12), 58: (1, 2, 3, 4)}
 """ICMP and ICMPv6 types about a packet that left."""
 _APPLIED = {Origin.DEST: Counter.HIT_DEST}
@@ -135,7 +134,7 @@ class Ingress:
 
     @staticmethod
     def _is_error(read: Headers) -> bool:
-        return bool(read.payload) and read.at < _WINDOW and read.payload[0] in _ERRORS.get(read.flow.transport, ())
+        return bool(read.payload) and read.payload[0] in _ERRORS.get(read.flow.transport, ())
 
     # ---- what becomes of it
 
