@@ -131,6 +131,7 @@ def test_every_truncation_is_malformed(parsers: Parsers, frame: bytes) -> None:
         ("three tags", build.ethernet(build.ipv4(6, TCP), vlans=(1, 2, 3))),
         ("an endless chain of headers", build.ethernet(build.ipv6(0, extension(0) * 7 + TCP))),
         ("a chain out of the window", build.ethernet(build.ipv6(0, extension(6, 96) + TCP))),
+        ("an option whose length is not there", build.ethernet(build.ipv4(6, TCP, options=b"\x01\x01\x01\x07"))),
         ("a TCP header of 16 bytes", build.ethernet(build.ipv4(6, TCP[:12] + b"\x40" + TCP[13:]))),
         ("a UDP datagram of 7 bytes", build.ethernet(build.ipv4(17, UDP[:4] + b"\0\x07" + UDP[6:]))),
     ],
