@@ -1,8 +1,9 @@
 """The loader's process: short-lived, it brings the programs into the kernel, attaches them, and is gone.
 
-Where programs have to be compiled, it and its children are the only processes that import bcc. It reads an order as JSON
-on stdin and answers with one JSON line: a result, or an error of the engine's family. What it may be told beforehand, as
-its one argument, is what the programs depend on: then they are got ready while whoever starts it prepares the order.
+Where programs have to be compiled, it and its children are the only processes that import bcc. It reads an order as
+JSON on stdin and answers with one JSON line: a result, or an error of the engine's family. What it may be told
+beforehand, as its one argument, is what the programs depend on: then they are got ready while whoever starts it
+prepares the order.
 
     python -m engine.kernel.process ['{"state_dir": "...", "sizes": {}}'] < order.json
 """
