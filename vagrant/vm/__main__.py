@@ -61,6 +61,10 @@ def main(words: Sequence[str] | None = None) -> int:
     matrix.add_argument("--kernel", action="append", help=f"only this one (default: {', '.join(kernels.MATRIX)})")
     matrix.add_argument("--step", action="append", help="only these steps")
     matrix.set_defaults(run=_matrix, tests=[])
+    first = commands.add_parser("first-run", help="the README's two commands on clean systems")
+    first.add_argument("systems", nargs="*", help=f"some of {', '.join(tree.SYSTEMS)} (default: all)")
+    first.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
+    first.set_defaults(run=_first_run, tests=[])
     for one in (test, matrix):
         one.add_argument("--system", default="debian12", help=f"root tree: one of {', '.join(tree.SYSTEMS)}")
         one.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
@@ -129,8 +133,23 @@ def _test(args: argparse.Namespace) -> int:
     return outcome.code
 
 
+def _first_run(args: argparse.Namespace) -> int:
+    """Each system is built anew, with its own release's kernel: what a run before left must not help."""
+    failed: list[str] = []
+    systems = args.systems or list(tree.SYSTEMS)
+    for system in systems:
+        tree.suite_of(system)
+    for system in systems:
+        tree.forget(system, cache())
+        args.system = system
+        outcome = _trial(args, tree.KERNELS[system], ["demo"])
+        say(f"{system}: setup ended well in a clean tree; the lab ended with exit code {outcome.code}")
+        failed += [system] * bool(outcome.code)
+    return 1 if failed else 0
+
+
 def _matrix(args: argparse.Namespace) -> int:
-    steps = args.step or trial.STEPS
+    steps = args.step or trial.MATRIX_STEPS
     trial.check_steps(steps)
     wanted = args.kernel or kernels.MATRIX
     for one in wanted:

@@ -23,6 +23,9 @@ from vagrant.vm.place import require, require_room, search_path
 SYSTEMS = {"debian12": "bookworm", "debian13": "trixie"}
 """System -> suite of Debian's archive. Ubuntu's archive is another one, which debootstrap here does not ask."""
 
+KERNELS = {"debian12": "6.1", "debian13": "6.12"}
+"""System -> the line of kernels that it comes with."""
+
 ROOM_MEGABYTES = 6000
 FORMAT = 1
 """Raised when the steps below change what they make."""
@@ -95,6 +98,12 @@ def obtain(system: str, checkout: Path, cache: Path, say: Callable[[str], None])
         else:
             _build_as_root(system, checkout, image)
     return image
+
+
+def forget(system: str, cache: Path) -> None:
+    """Have the next run build the tree anew."""
+    for old in (cache / "trees").glob(f"{system}-*.img"):
+        old.unlink()
 
 
 def _build_as_root(system: str, checkout: Path, image: Path) -> None:

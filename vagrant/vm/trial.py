@@ -22,9 +22,10 @@ JOB_FILES = ("boot", "job", "findings")
 MACHINE_FILES = ("machine", "agent")
 """What a guest needs that comes up as a machine does and carries out what a story says."""
 
-STEPS = ("survey", "bypass", "kernel", "lab")
+STEPS = ("survey", "bypass", "kernel", "lab", "demo")
 """What a machine can be asked for: what the kernel offers and how large the programs are to its verifier, the bypass
-suite, the tests that need a kernel, and the lab."""
+suite, the tests that need a kernel, the lab, and the README's commands on a clean system."""
+MATRIX_STEPS = ("survey", "bypass", "kernel", "lab")
 
 DEFAULT_STEPS = ("kernel", "lab")
 DEFAULT_TESTS = ("tests/kernel",)
