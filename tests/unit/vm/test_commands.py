@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vagrant.vm import __main__ as commands
-from vagrant.vm import archive, box, checkout, tree
+from vagrant.vm import archive, box, checkout, tree, trial
 from vagrant.vm.archive import Archive, Mirrors
 from vagrant.vm.errors import LabError, NetworkError, UsageError
 from vagrant.vm.matrix import read, render, row, write
@@ -162,3 +163,36 @@ def test_what_is_no_finding_is_left_out() -> None:
 def test_every_error_has_an_exit_code_of_its_own() -> None:
     codes = [kind.exit_code for kind in LabError.__subclasses__()]
     assert len(codes) == len(set(codes))
+
+
+def guest_finds(step: str, file: Path) -> dict[str, object]:
+    """What the guest's own script makes of a step's result, with the interpreter that runs these tests."""
+    words = [sys.executable, str(trial.GUEST / "findings"), step, str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return parse_findings(done.stdout.splitlines())[step]
+
+
+def test_the_guest_counts_tests_that_failed_and_those_that_could_not_begin(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(
+        '<testsuites><testsuite tests="3"><testcase classname="a" name="x"/><testcase classname="a" name="y">'
+        '<failure/></testcase><testcase classname="b" name="z"><error/></testcase></testsuite></testsuites>'
+    )
+    assert guest_finds("kernel", tmp_path / "junit.xml") == {"tests": 3, "passed": 1, "failed": ["a::y", "b::z"]}
+
+
+def test_the_guest_names_what_failed_in_the_lab_and_what_is_open(tmp_path: Path) -> None:
+    (tmp_path / "lab").write_text('{"scenarios": [{"name": "a", "passed": true}, {"name": "b", "passed": false}]}')
+    (tmp_path / "bypass").write_text(
+        '{"counts": {"blocked": 2, "open": 1}, "attempts": [{"name": "c", "outcome": "open"}]}'
+    )
+    assert guest_finds("lab", tmp_path / "lab") == {"tests": 2, "passed": 1, "failed": ["b"]}
+    found = guest_finds("bypass", tmp_path / "bypass")
+    assert found == {"counts": {"blocked": 2, "open": 1}, "failed": ["c"]}
+    text = render({"6.1": row(None, Outcome(0, "6.1.0-56", findings={"bypass": found}))})
+    assert "2 blocked, 1 open" in text
+    assert "- 6.1, bypass: c" in text
+
+
+@pytest.mark.parametrize("script", ["job", "boot", "agent"])
+def test_the_guests_scripts_can_be_parsed(script: str) -> None:
+    subprocess.run(["bash", "-n", str(trial.GUEST / script)], check=True)
