@@ -3,8 +3,7 @@
 set -eu
 
 cd /sallyport
-command -v make >/dev/null || { apt-get -q update && apt-get -q -y install --no-install-recommends make; }
-make setup
+scripts/setup --no-opa
 
 # Through sudo, because everything that touches the kernel needs root and `vagrant ssh` gives a user.
 cat >/usr/local/bin/sallyport <<'SH'

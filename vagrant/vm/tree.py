@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vagrant.vm.archive import KEYRING, Mirrors, mirrors
+from vagrant.vm.archive import KEYRING, MIRROR_VARIABLE, SECURITY_VARIABLE, Mirrors, mirrors
 from vagrant.vm.errors import NetworkError, PackageError, RoomError, RootError, UsageError
 from vagrant.vm.images import ext4
 from vagrant.vm.place import require, require_room, search_path
@@ -33,6 +33,7 @@ FORMAT = 1
 EXTRA_PACKAGES = ("systemd-sysv", "udev", "kmod")
 """What a machine has that a container has not: the scenarios with a reboot come up through the real init."""
 
+_HANDED_ON = (MIRROR_VARIABLE, SECURITY_VARIABLE, "http_proxy", "https_proxy", "no_proxy")
 _DECIDING = ("requirements-dev.txt", "pyproject.toml", "scripts/setup", "scripts/setup.d")
 _NETWORK = re.compile(r"resolve|Unable to connect|Couldn't download|Failed getting release|cannot be reached|timed out")
 _FULL = re.compile(r"No space left on device|no room|Disk quota")
@@ -107,7 +108,10 @@ def forget(system: str, cache: Path) -> None:
 
 
 def _build_as_root(system: str, checkout: Path, image: Path) -> None:
-    words = [str(checkout / "scripts/as-root"), "python3", "-m", "vagrant.vm", "tree", system, str(image)]
+    # sudo drops the environment, so what speaks of the network is handed on by name.
+    handed = [f"{name}={os.environ[name]}" for name in _HANDED_ON if os.environ.get(name)]
+    words = [str(checkout / "scripts/as-root"), "env", *handed]
+    words += ["python3", "-m", "vagrant.vm", "tree", system, str(image)]
     code = subprocess.run(words, check=False, cwd=checkout).returncode
     if code == RootError.exit_code:
         raise RootError("Building a root tree needs root.", hint="Run the command once as root, or let sudo be used.")
