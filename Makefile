@@ -4,10 +4,10 @@
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz bench vm-test vm-matrix box vagrant-test lock clean
+.PHONY: help setup demo test fuzz bench vm-test vm-matrix vm-stories vm-first-run box vagrant-test lock clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing; leaves the command in .venv/bin/sallyport
 	@scripts/setup
@@ -32,6 +32,12 @@ vm-test: ## run the kernel tests and the lab in a throw-away machine: KERNEL=6.1
 
 vm-matrix: ## the same and more on four kernels, or on KERNEL; writes docs/kernels.md
 	@python3 -m vagrant.vm matrix $(addprefix --kernel ,$(KERNEL))
+
+vm-stories: ## play vagrant/scenarios on two machines, reboots and power cuts included; KERNEL=6.1 (QEMU)
+	@python3 -m vagrant.vm stories --kernel $(or $(KERNEL),6.1)
+
+vm-first-run: ## set up clean Debian systems and run the lab in them (QEMU; root)
+	@python3 -m vagrant.vm first-run
 
 box: ## build a Vagrant box (libvirt) from Debian packages, for where none can be downloaded (root)
 	@scripts/as-root python3 -m vagrant.vm box
