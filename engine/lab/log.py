@@ -62,6 +62,11 @@ class Entry:
         return str(self._own.get("would", ""))
 
     @property
+    def detail(self) -> dict[str, Any]:
+        """What an entry says that is about no flow and no process."""
+        return dict(self.members.get("detail", {}))
+
+    @property
     def _body(self) -> dict[str, Any]:
         return dict(self.members.get("ocsf", {}))
 

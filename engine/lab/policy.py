@@ -30,6 +30,9 @@ class PolicyFolder:
         self.put("address_lists", denied=dict.fromkeys(denied, "the lab's denied address"))
         self.put("cloud_metadata", units=["metadata-agent.service"])
         self.put("source_deny", prefixes=[f"{topology.DENIED_SOURCE}/32"])
+        limit = {"ports": topology.SCAN_PORTS, "seconds": 60, "block_seconds": 600}
+        with (folder / "sallyport.rego").open("a") as root:
+            root.write(f"\nscan_limit := {json.dumps(limit)}\n")
         self._git("init", "--quiet")
         self._git("add", "--all")
         self._git("commit", "--quiet", "--message", "lab: the policy to begin with")

@@ -17,6 +17,8 @@ from engine.lab.topology import (
     DENIED_SOURCE,
     METADATA,
     NEIGHBOUR,
+    SCAN_PORTS,
+    SCANNER,
     SERVER,
     SERVER6,
 )
@@ -24,6 +26,8 @@ from engine.lab.waiting import until
 
 _INBOUND_PORT = 7000
 _DATAGRAM_PORT = 7001
+_SCANNED = range(7100, 7100 + SCAN_PORTS + 8)
+"""Few that stay unanswered: they go on trying, and after the block they are not to be the next scan."""
 
 
 def _denied_address(lab: Lab, saw: Sight) -> None:
@@ -85,6 +89,22 @@ def _source_by_person(lab: Lab, saw: Sight) -> None:
     saw(accepted == [NEIGHBOUR], f"cleared: {', '.join(accepted) or 'nobody'} gets through")
 
 
+def _scan(lab: Lab, saw: Sight) -> None:
+    for port in _SCANNED:
+        lab.server.ask("call", key=f"scan {port}", address=CLIENT, port=port, source=SCANNER)
+    states = [lab.server.ask("called", key=f"scan {port}")["state"] for port in _SCANNED]
+    refused, silent = states.count("ECONNREFUSED"), states.count("pending")
+    saw(SCAN_PORTS <= refused + 1 < len(states) and refused + silent == len(states), f"{refused} answers, then silence")
+    blocks = until(lambda: lab.gate.status()["sources"]["blocks"])
+    saw([(block["source"], block["cause"]) for block in blocks] == [(SCANNER, "scan")], f"{len(blocks)} source blocked")
+    told = until(lambda: [each for each in lab.gate.entries() if each.detail.get("rule") == "scan_limit"])
+    saw(len(told) == 1, f"{len(told)} alert in the log")
+    lab.gate.sallyport("verdict", "clear", "--source", SCANNER)
+    lab.server.ask("call", key="after", address=CLIENT, port=_INBOUND_PORT, source=SCANNER)
+    accepted = until(lambda: lab.plain.ask("accepted")["peers"])
+    saw(accepted == [SCANNER], f"cleared: {', '.join(accepted) or 'nobody'} gets through")
+
+
 def _ignored(lab: Lab, saw: Sight) -> None:
     group = "/" + str(lab.groups.ignored.relative_to(lab.plan.cgroup_mount))
     before = spoken(lab.ignored.ask("fetch", **lab.tls(DENIED_NAME)))
@@ -121,6 +141,7 @@ SCENARIOS = (
     Scenario("a datagram to a denied address is dropped", "EPERM, 0 bytes on the wire", _datagrams),
     Scenario("a denied source is dropped at the device (XDP)", "dropped_source grows, no connection", _source),
     Scenario("a person's verdict on a source, set and cleared", "dropped, then through", _source_by_person),
+    Scenario("a source that scans is blocked by the kernel", "answers end, one alert, lifted by hand", _scan),
     Scenario("an ignored control group passes", "it passes, and the log says ignored", _ignored),
     Scenario("cloud metadata is for its listed unit", "metadata-agent.service alone is answered", _metadata),
 )
