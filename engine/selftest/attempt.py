@@ -43,6 +43,8 @@ class Where(str, Enum):
     """One in the same namespace, outside of the guarded control group."""
     BEHIND = "behind"
     """One in a namespace of its own that is routed through the guarded one, as a container is."""
+    OPPOSITE = "opposite"
+    """One on the far side, which tries to get in."""
     ASIDE = "aside"
     """One in a namespace of its own with a way out that no gate is on."""
 

@@ -18,7 +18,7 @@ from engine.lab.interruption import interruptible
 from engine.lab.log import Entry
 from engine.lab.topology import CLIENT, DENIED, DEVICE, SERVER_DEVICE
 from engine.lab.waiting import until
-from engine.selftest.attempt import Attempt, Outcome, SelftestError, Tried
+from engine.selftest.attempt import Attempt, Outcome, SelftestError, Tried, Where
 from engine.selftest.policy import GHOST
 from engine.selftest.rig import FIRST_PORT, HELD, NOTHING, STOPPED, Rig, Through, open_rig
 
@@ -37,6 +37,10 @@ class _Try:
     """The client's word without a gate."""
     bare_through: Through = NOTHING
 
+    @property
+    def inward(self) -> bool:
+        return self.attempt.where is Where.OPPOSITE
+
     def passed(self, through: Through) -> bool:
         return through.token or (self.attempt.whole and through.bytes > 0)
 
@@ -51,7 +55,7 @@ def run_bypass(
     """
     tries = [_Try(attempt, FIRST_PORT + 1 + at) for at, attempt in enumerate(attempts)]
     with interruptible(), open_rig(1 + len(tries), begun) as rig:
-        rig.widen()
+        rig.widen([each.port for each in tries if each.inward])
         for each in tries:
             each.bare = _make(rig, each)
             each.bare_through = until(partial(_arrival, rig, each), _ARRIVAL_SECONDS) or NOTHING
@@ -61,7 +65,7 @@ def run_bypass(
         for each in tries:
             if each.attempt.early:
                 _ask(rig, each, "prepare")
-        rig.witness.ask("forget")
+        rig.forget()
         rig.gate.start()
         rig.settle()
         done = []
@@ -75,8 +79,13 @@ def run_bypass(
         return late
 
 
+def _through(rig: Rig, each: _Try) -> Through:
+    """The judge's word: of what goes out, the capture on the far side; of what comes in, who hears it here."""
+    return rig.heard(each.port, each.token) if each.inward else rig.through(each.port, each.token)
+
+
 def _arrival(rig: Rig, each: _Try) -> Through | None:
-    through = rig.through(each.port, each.token)
+    through = _through(rig, each)
     return through if each.passed(through) else None
 
 
@@ -117,7 +126,7 @@ def _against(rig: Rig, each: _Try) -> Tried:
         rig.settle()
     moved = {counter: since.grown(counter) for counter in Counter}
     moved[Counter.HELD_DATAGRAM] -= turns  # those of settle()
-    through = rig.through(each.port, each.token)
+    through = _through(rig, each)
     told = ", ".join(f"{counter.name.lower()} +{by}" for counter, by in moved.items() if by > 0)
     observed = f"client: {', then '.join(words)}; {told or 'no counter moved'}; {through.bytes} bytes arrived"
     if not each.passed(through):
@@ -138,6 +147,6 @@ def _entries(rig: Rig, each: _Try) -> list[Entry]:
 
 def _late(rig: Rig, each: _Try, tried: Tried) -> Tried:
     """Look once more at the end of all: did something come through after it was judged?"""
-    if tried.outcome is not Outcome.BLOCKED or not each.passed(through := rig.through(each.port, each.token)):
+    if tried.outcome is not Outcome.BLOCKED or not each.passed(through := _through(rig, each)):
         return tried
     return replace(tried, outcome=Outcome.OPEN, observed=f"{tried.observed}; later {through.bytes} bytes arrived")

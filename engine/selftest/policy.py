@@ -9,12 +9,14 @@ import hashlib
 import json
 from pathlib import Path
 
-from engine.lab.topology import DENIED, DENIED6, SERVER, SERVER6
+from engine.lab.topology import DENIED, DENIED6, DENIED_SOURCE, NEIGHBOUR, SERVER, SERVER6
 
 GHOST = "192.0.2.77"
 """A denied address that no kernel has: the witness answers for it, frame by frame."""
 ELSEWHERE = "203.0.113.10"
 """Where names decide too: an address of the server beyond the second wire, which no gate is on."""
+DENIED_SOURCE6 = "2001:db8:5a11::99"
+"""Nothing may come from here, nor from DENIED_SOURCE."""
 NAT64 = "64:ff9b::c000:242"
 """What a NAT64 would send to the denied IPv4 address (RFC 6052)."""
 DENIED_SUFFIX, ALLOWED_NAME, RESOLVER = "denied.example", "allowed.example", "resolver.example"
@@ -24,6 +26,8 @@ _DEFAULT = """\
 package sallyport
 
 default_verdict := "allow"
+
+inbound_verdict := "allow"
 """
 _PLACES = """\
 package sallyport.rules.places
@@ -49,6 +53,30 @@ deny contains message if {
 }
 
 deny contains "this name is denied" if endswith(input.name.value, data.settings.selftest.suffix)
+"""
+_CALLERS = """\
+package sallyport.rules.callers
+
+scope := {"direction", "name", "source"}
+
+target_scope := {"direction"}
+
+default target := false
+
+target if input.direction == "ingress"
+
+deny contains "nothing may come from this address" if input.source.address in data.settings.selftest.callers
+
+deny contains message if {
+	input.source.address in data.settings.selftest.named_callers
+	input.name.state != "complete"
+	message := sprintf("the server name is %s", [input.name.state])
+}
+
+deny contains "this name may not be asked for" if {
+	input.source.address in data.settings.selftest.named_callers
+	endswith(input.name.value, data.settings.selftest.suffix)
+}
 """
 _PROGRAMS = """\
 package sallyport.rules.programs
@@ -81,7 +109,7 @@ deny contains "this name is not for this file's content" if {
 def write_policy(folder: Path, listed: Path, unwanted: Path) -> None:
     """Write the policy folder. `listed`: the program that may reach the protected names; `unwanted`: one that may not
     reach some, by its path, and others, by its digest."""
-    for name, text in (("places", _PLACES), ("names", _NAMES), ("programs", _PROGRAMS)):
+    for name, text in (("places", _PLACES), ("names", _NAMES), ("programs", _PROGRAMS), ("callers", _CALLERS)):
         rule = folder / "rules" / name / f"{name}.rego"
         rule.parent.mkdir(parents=True)
         rule.write_text(text)
@@ -89,6 +117,8 @@ def write_policy(folder: Path, listed: Path, unwanted: Path) -> None:
     settings = {
         "denied": [DENIED, DENIED6, GHOST],
         "named": [SERVER, SERVER6, ELSEWHERE],
+        "callers": [DENIED_SOURCE, DENIED_SOURCE6],
+        "named_callers": [NEIGHBOUR],
         "suffix": f".{DENIED_SUFFIX}",
         "protected": f".{PROTECTED}",
         "by_path": f".{BY_PATH}",

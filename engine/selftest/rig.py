@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from engine.lab.topology import DEVICE, NEIGHBOUR, SERVER, SERVER_DEVICE, Namesp
 from engine.lab.waiting import until
 from engine.selftest.attempt import SelftestError, Where
 from engine.selftest.attempts import programs
-from engine.selftest.policy import ELSEWHERE, GHOST, NAT64, write_policy
+from engine.selftest.policy import DENIED_SOURCE6, ELSEWHERE, GHOST, NAT64, write_policy
 
 FIRST_PORT = 5000
 _UNSEEN_PORTS = 20000
@@ -57,6 +57,7 @@ class Rig:
         self.net = Topology(self.tools)
         parts.callback(self.net.close)
         self._parts = parts
+        self._inside: Remote
         client = self.net.client.path
         self.witness = self._remote(Place(self.groups.servers, self.net.server.path), _WITNESS)
         self.witness.ask("serve", ports=[FIRST_PORT + at for at in range(ports)])
@@ -72,8 +73,11 @@ class Rig:
         self._parts.callback(remote.close)
         return remote
 
-    def widen(self) -> None:
-        """Make what only attempts need: namespaces behind and aside, programs outside, settings, neighbours."""
+    def widen(self, inward: Sequence[int]) -> None:
+        """Make what only attempts need: namespaces behind and aside, programs outside, settings, neighbours, and
+        servers on this side at the ports in `inward`."""
+        self._inside = self._remote(Place(self.groups.plain, self.net.client.path), _WITNESS)
+        self._inside.ask("serve", ports=list(inward))
         behind, aside = Namespace(self.tools), Namespace(self.tools)
         for each in (behind, aside):
             self._parts.callback(each.close)
@@ -97,11 +101,13 @@ class Rig:
             f"route add 198.51.100.0/24 via {topology.CLIENT}\n"
             f"address add 2001:db8:5a11::98/64 dev {SERVER_DEVICE} nodad\n"
             f"address add {NAT64}/128 dev {SERVER_DEVICE} nodad\n"
+            f"address add {DENIED_SOURCE6}/64 dev {SERVER_DEVICE} nodad\n"
             f"link add other0 type veth peer name other1 netns {aside.keeper.pid}\n"
             f"address add {ELSEWHERE}/24 dev other0\nlink set other0 up"
         )
         aside.configure(f"link set lo up\naddress add {_ASIDE}/24 dev other1\nlink set other1 up")
         for where, place in (
+            (Where.OPPOSITE, Place(self.groups.servers, net.server.path)),
             (Where.OUTSIDE, Place(self.groups.tools, net.client.path)),
             (Where.BEHIND, Place(self.groups.plain, behind.path)),
             (Where.ASIDE, Place(self.groups.plain, aside.path)),
@@ -125,6 +131,16 @@ class Rig:
         if seen["missed"]:
             raise SelftestError(f"The capture missed {seen['missed']} frames, so it proves nothing: run it again")
         return Through(seen["bytes"], seen["token"])
+
+    def heard(self, port: int, token: str) -> Through:
+        """What the servers on this side have read."""
+        heard = self._inside.ask("heard", port=port, token=token)
+        return Through(heard["bytes"], heard["token"])
+
+    def forget(self) -> None:
+        """Begin anew: what was seen and heard until now is of no attempt."""
+        self.witness.ask("forget")
+        self._inside.ask("forget")
 
     def settle(self) -> None:
         """Return once the engine has judged all that was held until now.

@@ -196,6 +196,7 @@ class Witness:
         self.orders: dict[str, Callable[..., Answer]] = {
             "serve": self.serve,
             "seen": self.seen,
+            "heard": self.heard,
             "forget": self.forget,
             "peer": self.peer,
             "call": self.call,
@@ -209,6 +210,11 @@ class Witness:
     def seen(self, port: int, token: str) -> Answer:
         heard = bytes(self._servers.heard[port]) if self._servers else b""
         return self._wire.seen(port, token.encode(), heard)
+
+    def heard(self, port: int, token: str) -> Answer:
+        """What the servers have read at a port."""
+        heard = bytes(self._servers.heard[port]) if self._servers else b""
+        return {"bytes": len(heard), "token": token.encode() in heard}
 
     def forget(self) -> Answer:
         if self._servers:

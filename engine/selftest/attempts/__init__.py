@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.selftest.attempt import Attempt
-from engine.selftest.attempts import calls, datagrams, hellos, packets, places, programs, sockets
+from engine.selftest.attempts import callers, calls, datagrams, headers, hellos, packets, places, programs, sockets
 
 ALL: tuple[Attempt, ...] = (
     *calls.ATTEMPTS,
@@ -13,4 +13,6 @@ ALL: tuple[Attempt, ...] = (
     *programs.ATTEMPTS,
     *places.ATTEMPTS,
     *packets.ATTEMPTS,
+    *headers.ATTEMPTS,
+    *callers.ATTEMPTS,
 )

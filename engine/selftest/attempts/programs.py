@@ -162,7 +162,8 @@ _ATTEMPTS = (
     Attempt("executable without a file", "a protected name, by a program in memory (memfd)", without_file,
             {Outcome.BLOCKED: _NOT_LISTED}),
     Attempt("executable mounted over", "a protected name, by another file bound over the listed one", mounted_over,
-            {Outcome.OPEN: "The path is the one that the program's own mount namespace shows; exe.sha256 tells."}, needs="CAP_SYS_ADMIN"),
+            {Outcome.OPEN: "The path is the one that the program's own mount namespace shows; exe.sha256 tells."},
+            needs="CAP_SYS_ADMIN"),
     Attempt("copied executable, denied by path", "a name that one file is denied by its path", copied_by_path,
             {Outcome.SEEN: "A deny by path ends at the path; the log has the copy's own: deny by digest, or allow "
              "by list."}, tells=lambda entry: entry.exe.endswith("-copy")),
