@@ -15,7 +15,8 @@ from typing import NamedTuple
 from engine.abi.numbers import FlowFlag
 from engine.abi.records import Held, Tuple
 from engine.model.decision import Decision, Stage
-from engine.model.facts import Facts, Hello, Name
+from engine.model.facts import Facts, Hello, Http, Name
+from engine.protocols.http import HttpAssembler
 from engine.protocols.quic import InitialAssembler
 from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import StreamAssembler
@@ -48,6 +49,7 @@ class Waiting:
     stream: StreamAssembler | None = None
     hello: HelloAssembler | None = None
     quic: InitialAssembler | None = None
+    http: HttpAssembler | None = None
     timer: asyncio.TimerHandle | None = None
     judging: Stage | None = None
     """A decision is on its way; frames only queue."""
@@ -66,6 +68,7 @@ class Flow:
     exe: int = 0
     name: Name | None = None
     hello: Hello = field(default_factory=lambda: NO_HELLO)
+    http: Http | None = None
     reading: HelloReading | None = None
     """What `hello` is still to be made of: its fingerprint costs more than the name, and few rules ask for it."""
     facts: Facts | None = None

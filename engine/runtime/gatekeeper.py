@@ -26,6 +26,7 @@ from engine.model.facts import FLOW_FACTS, Direction, Event, Facts, Name, NameSt
 from engine.model.posture import TABLE, Condition, Posture
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
+from engine.protocols.http import HttpAssembler, Unread
 from engine.protocols.packet import Packet
 from engine.protocols.quic import InitialAssembler, version_of
 from engine.protocols.records import HelloAssembler
@@ -256,10 +257,24 @@ class Gatekeeper:
             self._judge_payload(flow, stated(NameState.PARTIAL, waiting.stream.reason))
             return
         reading = waiting.hello.feed(push.data)
+        if reading is not None and reading.name.state is NameState.NOT_TLS and "http" in self.force.judge.reads:
+            reading = self._read_request(flow, push.data, reading)
         if reading is None:
             self._await_more(flow)
         else:
             self._judge_payload(flow, reading)
+
+    @staticmethod
+    def _read_request(flow: Flow, data: bytes, otherwise: HelloReading) -> HelloReading | None:
+        """Read the head of a request, where the policy asks what it says. None while more of it is needed."""
+        waiting = flow.waiting
+        if waiting.http is None:
+            waiting.http = HttpAssembler()
+        request = waiting.http.feed(data)
+        if isinstance(request, Unread):
+            return stated(NameState.PARTIAL if request.partial else NameState.MALFORMED, request.why)
+        flow.http = request
+        return None if request is None else otherwise
 
     def _read_datagram(self, flow: Flow, frame: Frame, packet: Packet) -> None:
         begins = any(version_of(datagram) is not None for datagram in datagrams(frame, packet))
@@ -296,7 +311,7 @@ class Gatekeeper:
         waiting = flow.waiting
         if waiting.judging is not None:
             return
-        reader = waiting.hello or waiting.quic
+        reader = None if waiting.http else waiting.hello or waiting.quic
         self._judge_payload(flow, reader.give_up(why) if reader else stated(NameState.PARTIAL, why))
 
     def _judge_payload(self, flow: Flow, reading: HelloReading) -> None:
@@ -362,8 +377,9 @@ class Gatekeeper:
         reads = force.judge.reads
         hello = flow.read_hello() if "hello" in reads else None
         facts = await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, began=flow.began, reads=reads
-        )
+            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, http=flow.http, began=flow.began,
+            reads=reads,
+        )  # fmt: skip
         flow.began = flow.began or facts.dest_names
         return facts
 

@@ -23,6 +23,7 @@ from engine.model.facts import (
     Facts,
     Hello,
     Host,
+    Http,
     Name,
     Source,
     Transport,
@@ -134,6 +135,7 @@ class Identifier:
         *,
         name: Name | None = None,
         hello: Hello | None = None,
+        http: Http | None = None,
         began: tuple[str, ...] = (),
         reads: frozenset[str] = ALL_FACTS,
     ) -> Facts:
@@ -160,6 +162,7 @@ class Identifier:
             name=name or Name(),
             dest_names=tuple(sorted({*dest_names, *began})),
             hello=hello or Hello(),
+            http=http or Http(),
             source=Source(str(net.from_key(flow.src)), flow.sport, self._interfaces.get(held.ifindex, "")),
             process=_process(identity.tgid, reads) if known else ProcessFacts(),
             host=self._host,

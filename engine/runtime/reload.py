@@ -118,8 +118,8 @@ class Switch:
 
     async def _facts(self, flow: Flow, event: Event, name: Name | None, force: Force) -> Facts:
         facts = await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(), began=flow.began,
-            reads=force.judge.reads,
+            event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(), http=flow.http,
+            began=flow.began, reads=force.judge.reads,
         )  # fmt: skip
         flow.began = flow.began or facts.dest_names
         return facts

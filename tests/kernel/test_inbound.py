@@ -29,6 +29,12 @@ POLICY = {
         'target_scope := {"direction"}\n\ntarget if input.direction == "ingress"\n\n'
         'deny contains "no such name here" if input.name.value == "wrong.example"\n'
     ),
+    "rules/paths/paths.rego": (
+        "package sallyport.rules.paths\n\n"
+        'scope := {"direction", "http"}\n\n'
+        'target_scope := {"direction"}\n\ntarget if input.direction == "ingress"\n\n'
+        'deny contains "not from outside" if startswith(input.http.path, "/admin")\n'
+    ),
 }
 
 
@@ -102,6 +108,23 @@ def test_a_name_is_judged_before_the_server_reads_a_byte(host: Host, name: str, 
         server.do("peer.recv(1)")
     with pytest.raises(OSError, match="reset"):
         client.do("s.recv(1)")
+
+
+@pytest.mark.parametrize(("path", "arrives"), [("/", True), ("/admin/users", False)])
+@pytest.mark.parametrize("split", [0, 3, 20])
+def test_a_request_is_judged_before_the_server_reads_a_byte(host: Host, path: str, split: int, *, arrives: bool) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: served.example\r\n\r\n".encode()
+    server = host.agent()
+    server.do(f"l = listening({INSIDE!r}, {SERVED})")
+    client = host.agent(outside=True)
+    client.do(f"s = connected({INSIDE!r}, {SERVED})")
+    server.do("peer = accepted(l)")
+    client.do(f"s.sendall({request[:split]!r}); s.sendall({request[split:]!r})")
+    if arrives:
+        assert server.do(f"exactly(peer, {len(request)})") == request
+        return
+    with pytest.raises(OSError, match=r"reset|abort"):
+        server.do("peer.recv(1)")
 
 
 def test_a_server_that_speaks_first_is_heard_before_the_name_is_known(host: Host) -> None:

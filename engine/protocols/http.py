@@ -1,0 +1,115 @@
+"""The head of an HTTP/1 request: the first bytes of a stream in, method, host and target out.
+
+Read as leniently as servers read (RFC 9112 sections 2.2 and 3: empty lines in front, bare line feeds, runs of white
+space), because a request that only the server understands is a way around a rule. Where two servers could read two
+hosts, it is malformed. Later requests of the connection are not read.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from engine.model.facts import Http
+from engine.model.name import normalise
+
+LIMIT = 16 * 1024
+"""Bytes of a request line and its fields; servers refuse more than 8 to 16 KiB."""
+NOT_HTTP = Http()
+
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
+_METHOD_BYTES = frozenset(b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_BLANK = b" \t\v\f\r"
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
+_PORT = re.compile(rb":[0-9]*$")
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Why a request cannot be read. `partial`: not whole; else it contradicts itself."""
+
+    why: str
+    partial: bool = False
+
+
+class HttpAssembler:
+    """Reads a head however it is cut. `feed` takes the next bytes of the stream and returns None while more are needed,
+    then the reading: NOT_HTTP where it is something else."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._bytes = bytearray()
+        self._reading: Http | Unread | None = None
+
+    def feed(self, data: bytes) -> Http | Unread | None:
+        """Take the next bytes of the stream."""
+        if self._reading is None:
+            self._bytes += data[: self._limit + 1 - len(self._bytes)]
+            self._reading = read(bytes(self._bytes))
+            if self._reading is None and len(self._bytes) > self._limit:
+                self._reading = Unread(f"a request head of more than {self._limit} bytes", partial=True)
+        return self._reading
+
+
+def read(data: bytes) -> Http | Unread | None:
+    """Read the beginning of a stream; None when it may still become a request head."""
+    begun = data.lstrip(b"\r\n")
+    line, ended, rest = begun.partition(b"\n")
+    if not ended:
+        return None if _may_begin(begun) else NOT_HTTP
+    words = line.strip(_BLANK).split()
+    if not words or not _METHOD.fullmatch(words[0]) or not line.startswith(words[0]):
+        return NOT_HTTP
+    if len(words) == 2 and words[0] == b"GET":
+        return _request(words[0], words[1], [])  # HTTP/0.9: no fields
+    if len(words) != 3 or not _VERSION.fullmatch(words[2]):
+        return Unread("a request line of another form") if _VERSION.fullmatch(words[-1]) else NOT_HTTP
+    hosts: list[bytes] = []
+    while True:
+        line, ended, rest = rest.partition(b"\n")
+        if not ended:
+            return None
+        line = line.removesuffix(b"\r")
+        if not line:
+            return _request(words[0], words[1], hosts)
+        name, colon, value = line.partition(b":")
+        if line[:1] in (b" ", b"\t") or not colon or name != name.strip() or b"\r" in line or b"\0" in line:
+            return Unread("a field that servers read in two ways")
+        if name.lower() == b"host":
+            hosts.append(value.strip(b" \t"))
+
+
+def _may_begin(data: bytes) -> bool:
+    """May what is there of a line become a request line?"""
+    method, blank, _ = data.partition(b" ")
+    if blank:
+        return bool(_METHOD.fullmatch(method))
+    return len(method) <= 32 and all(byte in _METHOD_BYTES for byte in method.rstrip(_BLANK))
+
+
+def _request(method: bytes, target: bytes, hosts: list[bytes]) -> Http | Unread:
+    if len(set(hosts)) > 1:
+        return Unread("two Host fields")
+    authority, path = hosts[0] if hosts else b"", target
+    if absolute := _ABSOLUTE.fullmatch(target):
+        # RFC 9112 section 3.2.2: the target's own host, whatever the field says.
+        authority, path = absolute[1], absolute[2] or b"/"
+    elif method == b"CONNECT":
+        authority, path = target, b""
+    host = _host(authority)
+    if host is None:
+        return Unread("a host that is none")
+    return Http(method.decode("ascii"), host, path.decode("ascii", "backslashreplace"))
+
+
+def _host(authority: bytes) -> str | None:
+    """The host without user and port, as names are written everywhere; empty where there is none."""
+    host = _PORT.sub(b"", authority.rpartition(b"@")[2])
+    if not host:
+        return ""
+    try:
+        return str(ipaddress.ip_address(host.removeprefix(b"[").removesuffix(b"]").decode("ascii", "replace")))
+    except ValueError:
+        return normalise(host)[0] or None

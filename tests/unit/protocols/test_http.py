@@ -1,0 +1,88 @@
+"""Request heads, as servers read them: leniently where all of them do, not at all where two could differ."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.model.facts import Http
+from engine.protocols.http import LIMIT, NOT_HTTP, HttpAssembler, Unread, read
+
+PLAIN = b"GET /a?b=c HTTP/1.1\r\nHost: a.example\r\nUser-Agent: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "request_"),
+    [
+        (PLAIN, Http("GET", "a.example", "/a?b=c")),
+        (PLAIN + b"the body", Http("GET", "a.example", "/a?b=c")),
+        (b"POST / HTTP/1.0\r\n\r\n", Http("POST", "", "/")),
+        (b"\r\n\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/")),
+        (b"GET\t/ \t HTTP/1.1\nhost:a.example\n\n", Http("GET", "a.example", "/")),
+        (b"PURGE /x HTTP/1.1\r\nHOST: A.Example.:8080 \r\n\r\n", Http("PURGE", "a.example", "/x")),
+        (b"GET http://B.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "b.example", "/x")),
+        (b"GET http://u:p@b.example:80 HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "b.example", "/")),
+        (b"CONNECT b.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("CONNECT", "b.example", "")),
+        (b"OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("OPTIONS", "a.example", "*")),
+        (b"GET / HTTP/1.1\r\nHost: [2001:DB8::1]:8080\r\n\r\n", Http("GET", "2001:db8::1", "/")),
+        (b"GET / HTTP/1.1\r\nHost: 192.0.2.1:80\r\n\r\n", Http("GET", "192.0.2.1", "/")),
+        (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", Http("GET", "", "/")),
+        (b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/")),
+        (b"GET /\xff HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/\\xff")),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Http("PRI", "", "*")),
+        (b"GET /old\r\n", Http("GET", "", "/old")),
+    ],
+)
+def test_what_a_request_asks(head: bytes, request_: Http) -> None:
+    assert read(head) == request_
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : a.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: y\r\n Host: a.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.example\rX: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno field\r\n\r\n",
+        b"GET / a HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    ],
+    ids=["two hosts", "a blank before the colon", "folded", "a bare return", "no host name", "no colon", "four words"],
+)
+def test_what_two_servers_could_read_in_two_ways_is_malformed(head: bytes) -> None:
+    reading = read(head)
+    assert isinstance(reading, Unread)
+    assert not reading.partial
+
+
+@pytest.mark.parametrize("data", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03\x01", b"GET\r\n", b"EHLO me\r\n", b"x" * 40])
+def test_what_is_something_else(data: bytes) -> None:
+    assert read(data) == NOT_HTTP
+
+
+@pytest.mark.parametrize("end", range(1, len(PLAIN)))
+def test_nothing_is_said_of_half_a_head(end: int) -> None:
+    assert read(PLAIN[:end]) is None
+
+
+def test_a_head_without_end_is_partial() -> None:
+    assembler = HttpAssembler()
+    assert assembler.feed(b"GET / HTTP/1.1\r\n") is None
+    reading = assembler.feed(b"X: " + bytes(b"y" * LIMIT))
+    assert isinstance(reading, Unread)
+    assert reading.partial
+    assert assembler.feed(b"\r\n\r\n") == reading
+
+
+PIECES = st.sampled_from((b"GET", b" ", b"/", b"HTTP/1.1", b"\r\n", b"\n", b"Host:", b"a"))
+
+
+@given(st.binary(max_size=200) | st.lists(PIECES).map(b"".join), st.integers(0, 200))
+def test_the_reading_does_not_depend_on_the_cut(data: bytes, cut: int) -> None:
+    assembler = HttpAssembler()
+    first = assembler.feed(data[:cut])
+    second = assembler.feed(data[cut:])
+    assert second == read(data)
+    assert first is None or first == second
