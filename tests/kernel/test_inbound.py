@@ -112,7 +112,9 @@ def test_a_name_is_judged_before_the_server_reads_a_byte(host: Host, name: str, 
 
 @pytest.mark.parametrize(("path", "arrives"), [("/", True), ("/admin/users", False)])
 @pytest.mark.parametrize("split", [0, 3, 20])
-def test_a_request_is_judged_before_the_server_reads_a_byte(host: Host, path: str, split: int, *, arrives: bool) -> None:
+def test_a_request_is_judged_before_the_server_reads_a_byte(
+    host: Host, path: str, split: int, *, arrives: bool
+) -> None:
     request = f"GET {path} HTTP/1.1\r\nHost: served.example\r\n\r\n".encode()
     server = host.agent()
     server.do(f"l = listening({INSIDE!r}, {SERVED})")
