@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from engine.errors import SallyportError
@@ -79,14 +80,10 @@ def _rows(site: Site, *, quick: bool) -> Iterator[tuple[str, str, Callable[[], l
         filled.names(names)
         loaded = f"{names:,} names"
         each, many = rounds(throughput.CONNECTION_ROUNDS, 4), rounds(throughput.ROUNDS, 4)
-        yield (
-            f"bulk, {loaded}", throughput.METHOD,
-            lambda loaded=loaded, port=port, many=many: throughput.bulk(site, binary, loaded, port, many),
-        )  # fmt: skip
-        yield (
-            f"short connections, {loaded}", throughput.METHOD + throughput.CONNECTIONS,
-            lambda loaded=loaded, port=port, each=each: throughput.short(site, binary, loaded, port + 50, each),
-        )  # fmt: skip
+        bulk = partial(throughput.bulk, site, binary, loaded, port, many)
+        yield f"bulk, {loaded}", throughput.METHOD, bulk
+        short = partial(throughput.short, site, binary, loaded, port + 50, each)
+        yield f"short connections, {loaded}", throughput.METHOD + throughput.CONNECTIONS, short
         port += 100
     yield "memory of the maps", filling.METHOD, lambda: filled.rows(rounds(WEIGHED, 2 * ENTRIES))
     yield "iperf3", iperf.METHOD, lambda: iperf.measure(site, rounds(iperf.TURNS, 1))

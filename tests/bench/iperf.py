@@ -7,6 +7,8 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from engine.lab.errors import LabError
@@ -26,6 +28,7 @@ METHOD = (
     "knows no names. Suricata: on the bare wire for its turn alone, inline by NFQUEUE, with no rule. ours and "
     "baseline: median Gbit/s; ratio: median over the turns; spread: smallest and largest ratio of a turn."
 )
+_Around = Callable[[], AbstractContextManager[object]]
 _TABLE = """\
 table inet bench {{
 	set denied {{
@@ -42,17 +45,18 @@ table inet bench {{
 
 
 def measure(site: Site, turns: int = TURNS) -> list[Row]:
-    modes: dict[str, tuple[Place, str, Callable[[], AbstractContextManager[object]]]] = {
+    modes: dict[str, tuple[Place, str, _Around]] = {
         "bare": (site.bare, BARE, nullcontext),
         "bare against itself": (site.bare, BARE, nullcontext),
         "Sallyport": (site.guarded, GUARDED, nullcontext),
     }
+    others: list[tuple[str, tuple[str, ...], _Around]] = [
+        ("nftables", ("nft",), partial(_nftables, site)),
+        ("Suricata inline", ("suricata", "iptables-legacy"), partial(_suricata, site)),
+    ]
     missing = []
-    for name, programs, around in (
-        ("nftables", ("nft",), lambda: _nftables(site)),
-        ("Suricata inline", ("suricata", "iptables-legacy"), lambda: _suricata(site)),
-    ):
-        if all(shutil.which(program) for program in programs):
+    for name, needed, around in others:
+        if all(shutil.which(program) for program in needed):
             modes[name] = (site.bare, BARE, around)
         else:
             missing.append(name)
@@ -64,8 +68,8 @@ def measure(site: Site, turns: int = TURNS) -> list[Row]:
         for _ in range(turns):
             rng.shuffle(order)
             for mode in order:
-                place, address, around = modes[mode]
-                with around():
+                place, address, standing = modes[mode]
+                with standing():
                     rates[mode].append(_once(place, address))
     finally:
         server.kill()
@@ -115,8 +119,8 @@ def _suricata(site: Site) -> Iterator[None]:
         engine.communicate()
 
 
-def _read(path: Any) -> str:
-    return str(path.read_text(errors="replace")) if path.exists() else ""
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _do(place: Place, words: list[str]) -> None:
