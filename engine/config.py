@@ -153,6 +153,8 @@ class Config:
     hold: Hold = Hold()
     maps: Maps = Maps()
     xdp_mode: XdpMode = XdpMode.AUTO
+    xdp_always: bool = False
+    """Attached even while no source is judged, for its counters."""
 
     @classmethod
     def default(cls) -> Config:

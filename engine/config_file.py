@@ -11,7 +11,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from engine.config import (
@@ -92,7 +92,7 @@ def parse(data: bytes, file: Path) -> Config:
         alerts=_alerts(top.table("alerts")),
         hold=_hold(top.table("hold")),
         maps=_maps(top.table("maps")),
-        xdp_mode=_xdp(top.table("xdp")),
+        **_xdp(top.table("xdp")),
     )
     top.finish()
     return config
@@ -214,10 +214,15 @@ def _maps(table: Table) -> Maps:
     return maps
 
 
-def _xdp(table: Table) -> XdpMode:
-    mode = table.choice("mode", XdpMode.AUTO)
+class _Xdp(TypedDict):
+    xdp_mode: XdpMode
+    xdp_always: bool
+
+
+def _xdp(table: Table) -> _Xdp:
+    found = _Xdp(xdp_mode=table.choice("mode", XdpMode.AUTO), xdp_always=table.flag("always", default=False))
     table.finish()
-    return mode
+    return found
 
 
 def _network(text: str) -> IPNetwork:

@@ -85,11 +85,11 @@ def _programs(compiled: str, not_kept: str) -> Feature:
 
 
 def _xdp(xdp: Mapping[str, str], generic: list[str]) -> Feature:
-    name = "source deny at XDP"
+    name = "sources judged at XDP"
     if generic:
         return Feature(name, State.DEGRADED, f"generic, after the driver, on {', '.join(generic)}")
     if all(mode == "off" for mode in xdp.values()):
-        return Feature(name, State.ACTIVE, "attached while a source is denied or limited: none is")
+        return Feature(name, State.ACTIVE, "attached while sources are denied or limited: none is")
     return Feature(name, State.ACTIVE)
 
 

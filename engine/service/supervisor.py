@@ -432,9 +432,10 @@ class Supervisor:
         present = self._orders.present()
         self._switch(present)
         judged = bool(present & Present.SET_SOURCE) or self._sources_judged()
+        wanted = (judged or self._config.xdp_always) and self._config.xdp_mode is not XdpMode.OFF
         async with self._attaching:
             try:
-                await self._machine.guard_sources(wanted=judged and self._config.xdp_mode is not XdpMode.OFF)
+                await self._machine.guard_sources(wanted=wanted)
             except KernelError as error:
                 self._troubles.begin("xdp", f"sources are not judged: {error.message}", Kind.POSTURE)
             else:

@@ -75,6 +75,7 @@ ring_bytes = 1048576
 
 [xdp]
 mode = "generic"
+always = true
 """
 
 
@@ -122,7 +123,7 @@ def test_every_setting_of_a_whole_file_arrives() -> None:
     )
     assert dataclasses.astuple(config.hold) == (8192, 250, 64)
     assert (config.maps.names, config.maps.ring_bytes, config.maps.flows) == (1000, 1048576, 65536)
-    assert config.xdp_mode is XdpMode.GENERIC
+    assert (config.xdp_mode, config.xdp_always) == (XdpMode.GENERIC, True)
 
 
 def test_an_empty_file_is_the_default_and_the_default_observes() -> None:
@@ -155,7 +156,7 @@ def test_flags_stand_above_the_file_and_the_file_above_the_default(tmp_path: Pat
             ("[alerts.webhook]", "Did you mean token_file?"),
         ),
         ("[[never_deny]]\nprefix = '192.0.2.0/24'\nprot = [1]", ("[never_deny[1]]", "Did you mean ports?")),
-        ("[xdp]\nqqq = 1", ("Known here: mode",)),
+        ("[xdp]\nqqq = 1", ("Known here: always, mode",)),
         ("mode = 'enfroce'", ("mode is 'enfroce'", "observe, enforce", "Did you mean enforce?")),
         ("mode = true", ("mode is True", "observe, enforce")),
         ("interfaces = 'eth0'", ("must be a list", '["a", "b"]')),
