@@ -275,3 +275,19 @@ def test_the_whole_is_asked_about_where_a_piece_is_in_doubt(write: Write, asked:
         asyncio.run(examine(write({"one.rego": rule('deny contains "d" if data.list.x'), "lists/a.json": {"x": 1}})))
     assert any(isinstance(message, Examine) for message in asked.messages)
     assert [finding.mend for finding in caught.value.findings] == ["did you mean lists?"]
+
+
+def test_a_candidate_that_outlasts_what_waited_for_it_gets_another(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.policy.workshop._SPARE_SECONDS", 0.0)
+
+    async def use(workshop: Workshop) -> list[tuple[str, ...]]:
+        policy = await workshop.prepare(write({"one.rego": rule('deny contains "d" if input.dest.port == 443')}))
+        try:
+            assert workshop._evaluator is None
+            return [answer.deny for answer in await policy.evaluator.evaluate([Question("one", {"dest": DEST})])]
+        finally:
+            await policy.close()
+
+    assert run(use) == [("d",)]
