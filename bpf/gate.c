@@ -297,6 +297,7 @@ static inline __attribute__((always_inline)) void remember_inbound(struct scratc
 	if (verdict != VERDICT_UNDECIDED) {
 		flow->expires = s->entry.expires;
 		flow->verdict_id = s->entry.id;
+		flow->by_name = s->entry.by_name;
 	}
 	flow->generation = s->generation;
 	flow->start = s->start;
@@ -1188,8 +1189,11 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 			s->start = known->start;
 		if (known->generation == s->generation &&
 		    (!known->expires || bpf_ktime_get_ns() < known->expires)) {
-			if (known->verdict == VERDICT_ALLOW || known->verdict == VERDICT_IGNORE)
+			if (known->verdict == VERDICT_ALLOW || known->verdict == VERDICT_IGNORE) {
+				if (!s->tcp && known->by_name && quic_long_header(r))
+					return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_INBOUND);
 				return OUTCOME_PASS;
+			}
 			if (known->verdict == VERDICT_UNDECIDED) {
 				if (s->tcp && !p->length)
 					return OUTCOME_PASS;
@@ -1396,7 +1400,7 @@ static inline __attribute__((always_inline)) int identify6(struct bpf_sock_addr 
 	return identify(ctx, ctx->protocol, (__u8 *)address, connecting);
 }
 
-/* One function for each attach type: BCC hands out the first loaded program for a name it has seen. */
+/* One function for each attach type: connecting and sending differ in a constant. */
 int gate_connect4(struct bpf_sock_addr *ctx)
 {
 	return identify4(ctx, 1);

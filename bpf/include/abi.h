@@ -340,7 +340,7 @@ struct inbound_flow {
 	__u8 verdict;
 	__u8 flags;
 	__u8 opened_by;
-	__u8 pad;
+	__u8 by_name; /* decided from a name: what may begin a QUIC connection is judged again */
 };
 
 /*

@@ -180,16 +180,18 @@ class InboundFlow(NamedTuple):
     start: int = 0
     flags: int = 0
     expires: int = 0
+    by_name: int = 0
 
     def pack(self) -> bytes:
         return INBOUND_FLOW.pack(
-            self.expires, self.generation, self.verdict_id, self.start, self.verdict, self.flags, self.opened_by
-        )
+            self.expires, self.generation, self.verdict_id, self.start, self.verdict, self.flags, self.opened_by,
+            self.by_name,
+        )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes) -> InboundFlow:
-        expires, generation, verdict_id, start, verdict, flags, opened_by = INBOUND_FLOW.unpack(data)
-        return cls(verdict, opened_by, generation, verdict_id, start, flags, expires)
+        expires, generation, verdict_id, start, verdict, flags, opened_by, by_name = INBOUND_FLOW.unpack(data)
+        return cls(verdict, opened_by, generation, verdict_id, start, flags, expires, by_name)
 
 
 class DestinationKey(NamedTuple):
@@ -401,7 +403,7 @@ LAYOUTS: dict[str, Codes] = {
     ),
     "inbound_flow": (
         ("expires", "Q"), ("generation", "I"), ("verdict_id", "I"), ("start", "I"), ("verdict", "B"), ("flags", "B"),
-        ("opened_by", "B"), ("pad", "x"),
+        ("opened_by", "B"), ("by_name", "B"),
     ),
     "destination_key": (
         ("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("pad", "4x"),

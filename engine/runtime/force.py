@@ -139,8 +139,15 @@ class Force:
             self._gate.put_inbound(
                 flow.tuple,
                 InboundFlow(
-                    entry.verdict, OpenedBy.OUTSIDE, self.number, entry.id, flow.start, int(passed), entry.expires
-                ),
+                    entry.verdict,
+                    OpenedBy.OUTSIDE,
+                    self.number,
+                    entry.id,
+                    flow.start,
+                    int(passed),
+                    entry.expires,
+                    entry.by_name,
+                ),  # fmt: skip
             )
         except MapFullError as error:
             self._on_full(error)

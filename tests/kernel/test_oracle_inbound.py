@@ -32,7 +32,7 @@ from engine.kernel.maps import Map
 from engine.ports import Gate
 from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP
 from tests.kernel.lab import DEVICE, Lab, Watch
-from tests.kernel.worlds import HELLOS, LATER, MINUTE, VERDICTS, Maker, now
+from tests.kernel.worlds import DATAGRAMS, HELLOS, LATER, MINUTE, VERDICTS, Maker, now
 from tests.support import captures
 from tests.support.egress import Outcome
 from tests.support.ingress import Ingress
@@ -105,7 +105,7 @@ class Visitors(Maker):
         return InboundFlow(
             self.one((*VERDICTS, KernelVerdict.UNDECIDED)), OpenedBy.OUTSIDE, self.number(), self.chance.randint(1, 99),
             start if flow.transport == TCP else 0, self.one((0, int(FlowFlag.PAYLOAD_PASSED))),
-            self.one((0, 0, 0, LATER, 1)),
+            self.one((0, 0, 0, LATER, 1)), self.chance.randrange(2),
         )  # fmt: skip
 
     def visit(self, link: int) -> bytes:
@@ -115,7 +115,7 @@ class Visitors(Maker):
         if flow.transport == TCP:
             inside = self._coming(flow, start)
         elif flow.transport == UDP:
-            inside = captures.udp(flow.sport, flow.dport, self.one((b"", b"query")))
+            inside = captures.udp(flow.sport, flow.dport, self.one((b"", b"query", *DATAGRAMS)))
         else:
             inside = self.one((b"", *(bytes([kind]) + bytes(23) for kind in (8, 3, 11, 1, 2, 128, 135))))
         packet = self._ip(version, flow.transport, inside, flow)

@@ -125,7 +125,7 @@ class Egress:
         part = 0 if who is None else socket.connections if tcp else who.exe
         key = FlowKey(flow, generation, part, socket.cookie)
         run = _Run(socket, flow, key, generation, observe, tcp)
-        quic = not tcp and _quic_long_header(packet.payload)
+        quic = not tcp and quic_long_header(packet.payload)
         if Present.SET_DEST in present and (entry := self._destination(DestinationClass.SET, flow)):
             return self._apply(run, entry, Origin.SET)
         known = gate.standing(gate.flows.get(key))
@@ -352,7 +352,7 @@ def kernel_name(payload: bytes) -> bytes:
     return b"" if value + b"." in payload.lower() else value[::-1] + b"\0"
 
 
-def _quic_long_header(payload: bytes) -> bool:
+def quic_long_header(payload: bytes) -> bool:
     return len(payload) >= 1200 and payload[0] & 0xC0 == 0xC0
 
 

@@ -27,7 +27,7 @@ from engine.abi.numbers import (
 from engine.abi.records import DestinationKey, Held, InboundFlow, Tuple, VerdictEntry, VerdictEvent
 from engine.protocols import packet as packets
 from tests.support import headers
-from tests.support.egress import NOBODY, Outcome, key_of
+from tests.support.egress import NOBODY, Outcome, key_of, quic_long_header
 from tests.support.headers import Headers, Status
 from tests.support.simulator import SimulatedGate
 
@@ -112,7 +112,8 @@ class Ingress:
 
     def _stands(self, run: _Run, known: InboundFlow) -> Outcome:
         if known.verdict in _PASSING:
-            return Outcome.PASS
+            again = not run.tcp and known.by_name and quic_long_header(run.read.payload)
+            return self._hold(run, StageNumber.PAYLOAD) if again else Outcome.PASS
         if known.verdict == KernelVerdict.UNDECIDED:
             return Outcome.PASS if run.tcp and not run.read.payload else self._hold(run, StageNumber.PAYLOAD)
         if self._observe:
@@ -152,8 +153,9 @@ class Ingress:
         passes = entry.verdict in _PASSING
         run.flags = FlowFlag.PAYLOAD_PASSED if passes or self._observe else FlowFlag(0)
         state = InboundFlow(
-            entry.verdict, OpenedBy.OUTSIDE, self._generation, entry.id, run.start, int(run.flags), entry.expires
-        )
+            entry.verdict, OpenedBy.OUTSIDE, self._generation, entry.id, run.start, int(run.flags), entry.expires,
+            entry.by_name,
+        )  # fmt: skip
         self.gate.inbounds.put(run.flow, state)
         flags = FlowFlag.NO_STORAGE | FlowFlag.INBOUND | (FlowFlag.OBSERVE if self._observe else FlowFlag(0))
         self.told.append(
