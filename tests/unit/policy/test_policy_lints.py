@@ -214,3 +214,15 @@ def test_findings_are_one_line_each(tmp_path: Path) -> None:
 def test_a_folder_that_only_helps_has_no_rule(tmp_path: Path) -> None:
     found = errors_of({"sallyport.rego": "package lib.a\n\nx := 1\n"}, tmp_path)
     assert [finding.message for finding in found] == ["the policy has no rule", "the policy does not say its default"]
+
+
+def test_brackets_that_the_parser_takes_hours_for_are_refused_at_once(tmp_path: Path) -> None:
+    opened = 'x := "[[[[[[[[[[[[[[" # [[[[[[[[[[[[[[\ny := `{{{{{{{{{{{{{{`\n'
+    fine = f"package a\n\n{opened}z := {'[' * 12}1{']' * 12}\n"
+    deep = f"package a\n\n{opened}z := {'[' * 40}1{']' * 40}\n"
+    _, checked = statically(write_folder(tmp_path / "fine", {"a.rego": fine, "one.rego": rule('deny contains "d"')}))
+    assert checked.errors == ()
+    _, checked = statically(write_folder(tmp_path / "deep", {"a.rego": deep, "one.rego": rule('deny contains "d"')}))
+    (found,) = checked.errors
+    assert (found.file, found.line, found.col) == ("a.rego", 5, 18)
+    assert "nested more than 12 deep" in found.message
