@@ -10,11 +10,13 @@ import functools
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from engine.cli.main import main
 from engine.kernel.gate import KernelGate
+from engine.kernel.sources import KernelSources
 
 BESIDE = frozenset({"put_process", "remove_process"})
 """Writes that belong to no update: who a process is."""
@@ -24,8 +26,14 @@ class Steps:
     def __init__(self, path: str) -> None:
         self._path = path
         self._line: socket.socket | None = None
+        self._turn = threading.Lock()
+        """The tables of sources may be written by a thread."""
 
     def before(self, write: str) -> None:
+        with self._turn:
+            self._say(write)
+
+    def _say(self, write: str) -> None:
         try:
             if self._line is None:
                 self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -40,10 +48,10 @@ class Steps:
             self._line = None
 
 
-def stepped(steps: Steps, write: Callable[..., Any]) -> Callable[..., Any]:
+def stepped(steps: Steps, word: str, write: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(write)
     def step(*arguments: Any) -> Any:
-        steps.before(write.__name__)
+        steps.before(word)
         return write(*arguments)
 
     return step
@@ -51,7 +59,8 @@ def stepped(steps: Steps, write: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     every = Steps(os.path.abspath(sys.argv[1]))  # noqa: PTH100 - it need not be there yet
-    for name, write in list(vars(KernelGate).items()):
-        if name.startswith(("put_", "remove_", "set_")) and name not in BESIDE:
-            setattr(KernelGate, name, stepped(every, write))
+    for kind, prefix in ((KernelGate, ""), (KernelSources, "sources.")):
+        for name, write in list(vars(kind).items()):
+            if name.startswith(("put_", "remove_", "set_", "keep")) and name not in BESIDE:
+                setattr(kind, name, stepped(every, prefix + name, write))
     sys.exit(main(sys.argv[2:]))

@@ -16,12 +16,16 @@ import pytest
 from engine.abi.numbers import Counter
 from engine.kernel.gate import KernelGate
 from tests.kernel.host import Host, awaited
-from tests.kernel.lab import OUTSIDE
+from tests.kernel.lab import FAR_DEVICE, INSIDE, OUTSIDE
 from tests.support.hello import client_hello
 
 FIRST, SECOND, THIRD, ALWAYS, TLS = 10001, 10002, 10003, 10004, 10443
 RULES = {
-    "sallyport.rego": 'package sallyport\n\ndefault_verdict := "allow"\n',
+    "sallyport.rego": (
+        "package sallyport\n\n"
+        'default_verdict := "allow"\n\n'
+        "source_deny contains prefix if some prefix in data.settings.swap.sources\n"
+    ),
     "rules/ports/ports.rego": (
         "package sallyport.rules.ports\n\n"
         'scope := {"dest"}\n\n'
@@ -42,11 +46,12 @@ Vector = dict[str, str]
 class Policy:
     """What denies these ports and names, and nothing else."""
 
-    def __init__(self, ports: list[int], names: list[str]) -> None:
-        self.text = json.dumps({"swap": {"ports": ports, "names": names}})
+    def __init__(self, ports: list[int], names: list[str], source: str) -> None:
+        self.text = json.dumps({"swap": {"ports": ports, "names": names, "sources": [f"{source}/32"]}})
         self.vector: Vector = {
             **{f"port {port}": DENIED if port in ports else PASSED for port in (FIRST, SECOND, THIRD, ALWAYS)},
             **{f"name {name}": DENIED if name in names else PASSED for name in NAMES},
+            **{f"source {each}": DENIED if each == source else PASSED for each in SOURCES},
         }
 
     def unexplained(self, seen: Vector, *also: str) -> Vector:
@@ -55,14 +60,15 @@ class Policy:
 
 
 NAMES = ("first.example.com", "second.example.com")
-# What one allows the other denies, at both stages: no mixture of the two looks like either.
-OLD = Policy([FIRST], [NAMES[0]])
-NEW = Policy([SECOND], [NAMES[1]])
+SOURCES = ("10.77.0.66", "10.77.0.67")
+# What one allows the other denies, at both stages and on the way in: no mixture of the two looks like either.
+OLD = Policy([FIRST], [NAMES[0]], SOURCES[0])
+NEW = Policy([SECOND], [NAMES[1]], SOURCES[1])
 # Denies less than NEW of what NEW is asked about first: what is left of a killed NEW would show.
-OTHER = Policy([FIRST, THIRD], [NAMES[0]])
+OTHER = Policy([FIRST, THIRD], [NAMES[0]], SOURCES[0])
 
 _DENIALS = (
-    Counter.REFUSED_CONNECT, Counter.DROPPED_FLOW, Counter.DROPPED_DEST, Counter.DROPPED_NAME,
+    Counter.REFUSED_CONNECT, Counter.DROPPED_FLOW, Counter.DROPPED_DEST, Counter.DROPPED_NAME, Counter.DROPPED_SOURCE,
 )  # fmt: skip
 _HOLDS = (
     Counter.HELD_CONNECT, Counter.HELD_PAYLOAD, Counter.HELD_LATE, Counter.DROPPED_ENGINE_ABSENT,
@@ -107,7 +113,9 @@ class Traffic:
         self._server = host.agent(outside=True)
         ports = (FIRST, SECOND, THIRD, ALWAYS, TLS)
         self._server.do(f"import select; taken = {{}}; ls = {{p: listening({OUTSIDE!r}, p) for p in {ports}}}")
-        self._client.do("import select; mine = {}")
+        self._client.do(f"import select; mine = {{}}; inbox = bound({INSIDE!r}, 9000)")
+        for source in SOURCES:
+            host.outside.ip("address", "add", f"{source}/24", "dev", FAR_DEVICE)
 
     def open(self, name: str, port: int) -> bool:
         """Try to open a connection that stays."""
@@ -131,7 +139,18 @@ class Traffic:
             if seen[f"name {name}"] == PASSED:
                 seen[f"name {name}"] = self.says("probe", client_hello(name))
             self.close("probe")
+        for source in SOURCES:
+            seen[f"source {source}"] = self._comes(source)
         return seen
+
+    def _comes(self, source: str) -> str:
+        """Send a datagram from outside."""
+        before = self._gate.counters()
+        self._server.do(f"u = bound({source!r}, 0)\nu.sendto(b'x', ({INSIDE!r}, 9000))\nu.close()")
+        return self._outcome(
+            before,
+            lambda: self._client.do("got = bool(select.select([inbox], [], [], 0)[0])\nif got: inbox.recv(9)\ngot"),
+        )
 
     def close(self, name: str) -> None:
         """Close with a reset, so that nothing is sent again."""
@@ -153,9 +172,9 @@ class Traffic:
 
     def _tried(self, statements: str, passed: Callable[[], Any]) -> str:
         before = self._gate.counters()
-        if self._client.do(statements):
-            return DENIED
+        return DENIED if self._client.do(statements) else self._outcome(before, passed)
 
+    def _outcome(self, before: dict[Counter, int], passed: Callable[[], Any]) -> str:
         def look() -> str:
             now = self._gate.counters()
             if passed():
@@ -287,10 +306,9 @@ def test_no_step_of_a_reload_shows_a_mixture(host: Host, traffic: Traffic) -> No
             writes.append(write)
     assert writes.count("set_generation") == 1
     # Else there was nothing that could have been mixed.
-    assert {"set_plan", "put_connect", "put_class", "put_name", "put_flow"} <= set(
-        writes[: writes.index("set_generation")]
-    )
-    assert {"remove_connect", "remove_name", "remove_class"} <= set(writes[writes.index("set_generation") :])
+    switch = writes.index("set_generation")
+    assert {"set_plan", "put_connect", "put_class", "put_name", "put_flow", "sources.set_plan"} <= set(writes[:switch])
+    assert {"remove_connect", "remove_name", "remove_class", "sources.keep"} <= set(writes[switch:])
     assert ended == {"second", "tls"}
     in_force(host, traffic, NEW)
     assert traffic.says("always", b"x") == PASSED
