@@ -221,14 +221,8 @@ def note(data: bytes) -> None:
 
 
 def rego(data: bytes) -> None:
-    """A Rego file: findings, each with a place in the file.
-
-    The interpreter's own parser takes twice as long for each bracket inside a bracket (20 of them: seconds). The engine
-    bounds that by the time of the child that it examines a policy in; here such texts are left out.
-    """
+    """A Rego file: findings, each with a place in the file."""
     text = data.decode("utf-8", "replace")
-    if deepest(text) > DEEPEST:
-        return
     module = Module("fuzzed.rego", text)
     try:
         tree = parse_rego(module.file, text), ""
@@ -239,18 +233,6 @@ def rego(data: bytes) -> None:
     for finding in checked.findings:
         assert finding.message
         assert finding.file != module.file or 0 <= finding.line <= lines
-
-
-DEEPEST = 10
-
-
-def deepest(text: str) -> int:
-    """Return how many brackets are open at once, at most; unclosed ones count."""
-    depth = most = 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}" and depth > 0)
-        most = max(most, depth)
-    return most
 
 
 class _Desk:
