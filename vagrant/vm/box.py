@@ -83,8 +83,6 @@ def obtain(checkout: Path, cache: Path, say: Callable[[str], None]) -> Path:
     if os.geteuid() != 0:
         raise RootError("Building a box needs root.", hint="Run make box once as root, or through sudo.")
     box.parent.mkdir(exist_ok=True)
-    for old in box.parent.glob(f"{SYSTEM}-*"):
-        old.unlink()
     require(["debootstrap", "mke2fs", "unshare", "qemu-img", "vagrant"])
     inside = IN_BOX.format(key=first_key())
     require_room(box.parent, ROOM_MEGABYTES, "building a box")
@@ -105,6 +103,8 @@ def obtain(checkout: Path, cache: Path, say: Callable[[str], None]) -> Path:
         with tarfile.open(work / "box", "w") as tar:
             for name in ("metadata.json", "Vagrantfile", "box.img"):
                 tar.add(work / name, name)
+        for old in box.parent.glob(f"{SYSTEM}-*.box"):
+            old.unlink()
         (work / "box").rename(box)
     return box
 

@@ -89,8 +89,6 @@ def obtain(system: str, checkout: Path, cache: Path, say: Callable[[str], None])
     image = cache / "trees" / f"{system}-{key(system, checkout)}.img"
     if not image.exists():
         image.parent.mkdir(exist_ok=True)
-        for old in image.parent.glob(f"{system}-*"):
-            old.unlink()
         require_room(image.parent, ROOM_MEGABYTES, f"building the root tree of {system}")
         require(["debootstrap", "mke2fs", "unshare"])
         say(f"building the root tree of {system} (once; some minutes): {image}")
@@ -127,6 +125,8 @@ def build(system: str, checkout: Path, image: Path, say: Callable[[str], None]) 
         made = Path(work) / "image"
         ext4(tree, made)
         made.chmod(0o644)
+        for old in image.parent.glob(f"{system}-*.img"):
+            old.unlink()
         made.rename(image)
 
 
