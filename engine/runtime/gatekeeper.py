@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import struct
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -26,14 +24,12 @@ from engine.model.facts import FLOW_FACTS, Direction, Event, Facts, Name, NameSt
 from engine.model.posture import TABLE, Condition, Posture
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
-from engine.protocols.http import HttpAssembler, Unread
 from engine.protocols.packet import Packet
-from engine.protocols.quic import InitialAssembler, version_of
-from engine.protocols.records import HelloAssembler
-from engine.protocols.stream import Outcome, StreamAssembler
+from engine.protocols.stream import Outcome
 from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import FLOW_ONLY, InboundPlace, Numbers, reach
-from engine.runtime.flows import IDLE, Flow, FlowId, FlowTable, Frame, Waiting
+from engine.runtime.first_payload import FirstPayload, begins_nothing
+from engine.runtime.flows import IDLE, Flow, FlowTable, Frame, Waiting
 from engine.runtime.force import Force, Installed
 from engine.runtime.identify import Identifier, direction_of, transport_of
 from engine.runtime.journal import Journal
@@ -42,11 +38,6 @@ from engine.runtime.owners import Owners
 from engine.runtime.way import VNET_BYTES, Way
 
 _POSTURES = {NameState.PARTIAL: Condition.PARSER_PARTIAL, NameState.MALFORMED: Condition.PARSER_MALFORMED}
-# struct virtio_net_hdr: gso_type and gso_size (linux/virtio_net.h).
-_SEGMENTS = struct.Struct("<xBxxH")
-_GSO_UDP, _ECN = 5, 0x80
-_HANDSHAKES = 1024
-"""QUIC connections whose later Initial packets are still recognised: a few round trips each."""
 
 
 @dataclass
@@ -96,7 +87,7 @@ class Gatekeeper:
         self.previous: Force | None = None
         """The generation before: a flow in progress still refers to the entry that it passed by."""
         self.counts = HeldCounts()
-        self._handshakes: OrderedDict[FlowId, InitialAssembler] = OrderedDict()
+        self._payloads = FirstPayload(bounds)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- frames in
@@ -155,8 +146,7 @@ class Gatekeeper:
         if packet.protocol != packets.UDP or "name" not in decision.scope:
             return True
         # The gate hands over whatever may begin a QUIC connection on a flow that was decided by its name.
-        handshake = self._handshakes.get(flow.id)
-        return handshake is not None and all(map(handshake.continues, datagrams(frame, packet)))
+        return self._payloads.continues(flow, frame, packet)
 
     def _answer_again(self, flow: Flow, frame: Frame) -> None:
         decision = flow.decision
@@ -234,68 +224,20 @@ class Gatekeeper:
         return bool(unknown) and not packet.flags & packets.SYN
 
     def _read_segment(self, flow: Flow, packet: Packet) -> None:
-        waiting = flow.waiting
-        if waiting.stream is None or waiting.hello is None:
-            waiting.stream = StreamAssembler(self._bounds.bytes, start=flow.start)
-            waiting.hello = HelloAssembler(self._bounds.bytes)
-        if packet.flags & packets.URG:
-            # The server need not read an urgent byte where it stands (RFC 9293 section 3.8.5): a hello of two readings.
-            self._judge_payload(flow, stated(NameState.MALFORMED, "urgent data in the first payload"))
-            return
-        # More than the bound can be no hello's: cut, so that what is none is still called so.
-        payload = packet.payload[: self._bounds.bytes]
-        push = waiting.stream.push(packet.seq, payload, syn=bool(packet.flags & packets.SYN))
-        if push.outcome is Outcome.DUPLICATE:
+        reading = self._payloads.segment(flow, packet, requests="http" in self.force.judge.reads)
+        if isinstance(reading, Outcome):
             # Sent again because we hold it: the first copy is the one that leaves.
             self.counts.duplicates += 1
             self._unqueue(flow)
-            return
-        if push.outcome is Outcome.CONFLICT:
-            self._judge_payload(flow, stated(NameState.MALFORMED, waiting.stream.reason))
-            return
-        if push.outcome is Outcome.FULL:
-            self._judge_payload(flow, stated(NameState.PARTIAL, waiting.stream.reason))
-            return
-        reading = waiting.hello.feed(push.data)
-        if reading is not None and reading.name.state is NameState.NOT_TLS and "http" in self.force.judge.reads:
-            reading = self._read_request(flow, push.data, reading)
-        if reading is None:
-            self._await_more(flow)
         else:
             self._judge_payload(flow, reading)
-
-    @staticmethod
-    def _read_request(flow: Flow, data: bytes, otherwise: HelloReading) -> HelloReading | None:
-        """Read the head of a request, where the policy asks what it says. None while more of it is needed."""
-        waiting = flow.waiting
-        if waiting.http is None:
-            waiting.http = HttpAssembler()
-        request = waiting.http.feed(data)
-        if isinstance(request, Unread):
-            return stated(NameState.PARTIAL if request.partial else NameState.MALFORMED, request.why)
-        flow.http = request
-        return None if request is None else otherwise
 
     def _read_datagram(self, flow: Flow, frame: Frame, packet: Packet) -> None:
-        begins = any(version_of(datagram) is not None for datagram in datagrams(frame, packet))
-        if flow.name is not None and not begins and flow.waiting.quic is None:
+        if flow.name is not None and flow.waiting.quic is None and begins_nothing(frame, packet):
             # Its verdict has ended, not its connection: what it said at its start still is its name.
             self._start(flow, Stage.PAYLOAD, Event.DATAGRAM)
-            return
-        waiting = flow.waiting
-        if waiting.quic is None:
-            waiting.quic = InitialAssembler(self._bounds.bytes)
-        reading = None
-        for datagram in datagrams(frame, packet):
-            if reading is None:
-                reading = waiting.quic.feed(datagram)
-            elif not waiting.quic.continues(datagram):
-                reading = stated(NameState.MALFORMED, "another QUIC connection begins behind the first, in one send")
-                break
-        if reading is None:
-            self._await_more(flow)
         else:
-            self._judge_payload(flow, reading)
+            self._judge_payload(flow, self._payloads.datagram(flow, frame, packet))
 
     def _await_more(self, flow: Flow) -> None:
         if flow.waiting.timer is None:
@@ -308,19 +250,16 @@ class Gatekeeper:
             )
 
     def _read_so_far(self, flow: Flow, why: str) -> None:
-        waiting = flow.waiting
-        if waiting.judging is not None:
-            return
-        reader = None if waiting.http else waiting.hello or waiting.quic
-        self._judge_payload(flow, reader.give_up(why) if reader else stated(NameState.PARTIAL, why))
+        if flow.waiting.judging is None:
+            self._judge_payload(flow, self._payloads.so_far(flow, why))
 
-    def _judge_payload(self, flow: Flow, reading: HelloReading) -> None:
+    def _judge_payload(self, flow: Flow, reading: HelloReading | None) -> None:
+        if reading is None:
+            self._await_more(flow)
+            return
         flow.name = reading.name
         flow.reading = reading
-        if flow.waiting.quic is not None:
-            self._handshakes[flow.id] = flow.waiting.quic
-            if len(self._handshakes) > _HANDSHAKES:
-                self._handshakes.popitem(last=False)
+        self._payloads.settle(flow)
         event = Event.PAYLOAD if flow.tuple.transport == packets.TCP else Event.DATAGRAM
         self._start(flow, Stage.PAYLOAD, event)
 
@@ -377,8 +316,8 @@ class Gatekeeper:
         reads = force.judge.reads
         hello = flow.read_hello() if "hello" in reads else None
         facts = await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, http=flow.http, began=flow.began,
-            reads=reads,
+            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, http=flow.http,
+            began=flow.began, reads=reads,
         )  # fmt: skip
         flow.began = flow.began or facts.dest_names
         return facts
@@ -634,15 +573,6 @@ def _another(flow: Flow, held: Held, packet: Packet) -> bool:
 def _program(identity: Identity) -> Identity:
     """Who it is, whichever thread asked and whether or not the executable has been looked up yet."""
     return identity._replace(tid=0, exe=0)
-
-
-def datagrams(frame: Frame, packet: Packet) -> list[bytes]:
-    """Return the UDP payloads of a packet: segmentation offload leaves several in one (udp(7), UDP_SEGMENT)."""
-    kind, size = _SEGMENTS.unpack_from(frame.data)
-    payload = packet.payload
-    if kind & ~_ECN != _GSO_UDP or not size:
-        return [payload]
-    return [payload[at : at + size] for at in range(0, len(payload), size)]
 
 
 def _first_byte(packet: Packet) -> int:
