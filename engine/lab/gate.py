@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,22 @@ from engine.lab.topology import DEVICE
 from engine.lab.waiting import until
 
 COMMAND = (sys.executable, "-m", "engine.cli.main")
-START_SECONDS = 60.0
-STOP_SECONDS = 10.0
+START_SECONDS = 600
+STOP_SECONDS = 60
 _TAIL_LINES = 6
 
 
 class Gate:
     """One engine after the other over the same state directory."""
 
-    def __init__(self, place: Place, tools: Place, guarded: Path, policy: Path, state_dir: Path, work: Path) -> None:
+    def __init__(
+        self, place: Place, tools: Place, guarded: Path, policy: Path, state_dir: Path, work: Path,
+        *, interfaces: Sequence[str] = (DEVICE,), config: Path | None = None,
+    ) -> None:  # fmt: skip
         self._place = place
         self._tools = tools
-        self._words = ["--policy", str(policy), "--cgroup", str(guarded), "--interface", DEVICE]
+        self._words = ["--policy", str(policy), "--cgroup", str(guarded), "--interface", *interfaces]
+        self._words += [] if config is None else ["--config", str(config)]
         self._state_dir = state_dir
         self._stderr = work / "engine.err"
         self._process: subprocess.Popen[bytes] | None = None

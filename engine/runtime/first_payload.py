@@ -31,8 +31,8 @@ class FirstPayload:
         self._handshakes: OrderedDict[FlowId, InitialAssembler] = OrderedDict()
 
     def segment(self, flow: Flow, packet: Packet, *, requests: bool) -> HelloReading | Outcome | None:
-        """Take in a TCP segment; Outcome.DUPLICATE: it is there already. `requests`: the policy asks what an HTTP request
-        says."""
+        """Take in a TCP segment; Outcome.DUPLICATE: it is there already. `requests`: the policy asks what an
+        HTTP request says."""
         waiting = flow.waiting
         if waiting.stream is None or waiting.hello is None:
             waiting.stream = StreamAssembler(self._bounds.bytes, start=flow.start)
