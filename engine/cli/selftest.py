@@ -17,7 +17,7 @@ from audit import keys
 from audit.checkpoint import SigningKey, VerifierKey
 from audit.errors import FormatError
 from engine import __version__
-from engine.errors import EXIT_FINDING, EXIT_OK, InputError
+from engine.errors import EXIT_FINDING, EXIT_OK, InputError, UsageError
 
 if TYPE_CHECKING:
     from engine.lab.scenario import Result
@@ -109,6 +109,11 @@ def run(args: argparse.Namespace) -> int:
 
     # Before anything is built: a key that cannot be used is no surprise for the end.
     key = _signing_key(args.sign_with)
+    if args.note and key is None:
+        raise UsageError(
+            f"There is no key to sign a note with in {_STATE_DIR}",
+            hint="Name the state directory of an engine that has run with --sign-with.",
+        )
     width = max(len(proof.name) for proof in PROOFS)
     progress = sys.stderr if args.json else sys.stdout
 

@@ -52,7 +52,7 @@ def opened(
             problems = undo(plan)
             journal.close(problems)
     if problems:
-        raise LabError("The lab could not take everything away: " + "; ".join(problems))
+        raise LabError("Not everything could be taken away: " + "; ".join(problems))
 
 
 def ground(plan: Plan) -> tuple[Groups, Place]:
@@ -71,11 +71,11 @@ def ground(plan: Plan) -> tuple[Groups, Place]:
 
 def _require(state_dir: Path | None, programs: Sequence[str]) -> None:
     if os.geteuid() != 0:
-        raise PrivilegeError("The lab needs root: it makes network namespaces", hint="Run it with sudo.")
+        raise PrivilegeError("Making network namespaces needs root", hint="Run it with sudo.")
     path = environment()["PATH"]
     missing = [program for program in programs if shutil.which(program, path=path) is None]
     if missing:
-        raise LabError(f"The lab needs {', '.join(missing)}", hint="`make setup` installs what is missing.")
+        raise LabError(f"This needs {', '.join(missing)}", hint="`make setup` installs what is missing.")
     if state_dir is None:
         return
     pins = Pins.of(state_dir)

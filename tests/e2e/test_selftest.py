@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from audit import keys
+from engine.lab.gate import Since
+from engine.selftest.rig import HELD, STOPPED, open_rig
 from tests.e2e.conftest import COMMAND, ENVIRONMENT, ROOT
 from tests.e2e.residue import residue
 
@@ -74,6 +76,18 @@ def test_a_gate_that_only_observes_does_not_pass_for_one_that_denies() -> None:
     told = dict(line.split(": ") for line in done.stdout.splitlines())
     assert set(told) == PROOFS, done.stderr
     assert {name for name, passed in told.items() if passed == "True"} == {"without a gate everything arrives"}
+
+
+def test_a_gate_at_work_beside_it_is_left_alone() -> None:
+    with open_rig(1, lambda _name: None) as beside:
+        beside.gate.start()
+        beside.settle()
+        since = Since(beside.gate)
+        done = sallyport("selftest", "--json")
+        assert json.loads(done.stdout)["passed"], done.stderr
+        # Its own ARP aside: nothing of the other's was held, stopped or refused here.
+        assert since.grown(*HELD, *STOPPED) == 0
+        assert beside.gate.status()["state"] == "healthy"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,14 @@ def test_a_key_that_cannot_be_used_is_told_before_anything_is_built(
     assert "key" in capsys.readouterr().err
 
 
+def test_a_note_without_a_key_is_refused_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(proofs, "run_proofs", lambda **_how: pytest.fail("something was built"))
+    assert main(["selftest", "--note", str(tmp_path / "note")]) == 2
+    assert "--sign-with" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("outcomes", "code"),
     [
