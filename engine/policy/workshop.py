@@ -181,8 +181,9 @@ class Workshop:
         if told.build != self._build:
             # Nothing that another interpreter found out counts.
             self._build, self._found, self._passed, self._open = told.build, {}, {}, {}
-            told = await self._ask_summaries(child, list(texts.items()))
-            known = {}
+            if known:
+                told = await self._ask_summaries(child, list(texts.items()))
+                known = {}
         known |= {summary.file: summary for summary in told.summaries}
         if any(summary.words for summary in known.values()):
             await self._check_whole(child, bundle, [])
