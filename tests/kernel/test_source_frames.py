@@ -227,3 +227,10 @@ def test_another_generation_is_another_list(desk: Desk) -> None:
     assert desk.run(frame) is Action.PASS
     desk.say(deny=("192.0.2.0/24",))
     assert desk.run(frame) is Action.DROP
+
+
+def test_an_ipv6_prefix_means_no_ipv4_source(desk: Desk) -> None:
+    """In the trie ::/0 holds every IPv4 address as well, because of how those are spelled there."""
+    desk.say(deny=("::/0", "198.51.100.0/24"))
+    assert desk.run(build.ethernet(build.ipv4(17, build.udp(1, 2, b""), src=SOURCE))) is Action.PASS
+    assert desk.run(build.ethernet(build.ipv6(17, build.udp(1, 2, b""), src=SOURCE6))) is Action.DROP
