@@ -70,9 +70,9 @@ def text(status: dict[str, Any]) -> str:
     ]
     for name, program in status["programs"].items():
         lines.append(f"  {name:20} {program['id']:>6} {program['instructions']:>13} {program['verified']:>9}")
-    lines += ["", "maps                    entries        most"]
+    lines += ["", "maps                    entries        most  full"]
     for name, fill in status["maps"].items():
-        lines.append(f"  {name:20} {fill['entries']:>8} {fill['max']:>11}")
+        lines.append(f"  {name:20} {fill['entries']:>8} {fill['max']:>11} {fill['entries'] / fill['max']:>5.0%}")
     lines += ["", "counters"]
     lines += [f"  {name:26} {value}" for name, value in status["counters"].items() if value]
     lines += _sources(status["sources"])

@@ -77,9 +77,10 @@ class Interfaces:
                 if any(one.what in (What.GUARDED, What.GONE) for one in news):
                     await self._changed()
                 await asyncio.sleep(_PAUSE)
-        except (SallyportError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, everybody hears of it and the next look is tried
             self._failed = True
-            self._troubles.begin("interfaces", f"interfaces cannot be looked after: {error}", Kind.INTERFACE)
+            why = error.message if isinstance(error, SallyportError) else repr(error)
+            self._troubles.begin("interfaces", f"interfaces cannot be looked after: {why}", Kind.INTERFACE)
         finally:
             self._looking = None
 

@@ -73,6 +73,7 @@ def test_the_exit_code_says_how_the_engine_is(
     assert out.startswith(f"{state}: enforce, pid 7\n")
     assert ("the map x is full" in out) is bool(code)
     assert "held_connect" in out
+    assert ["destinations", "1", "10", "10%"] in [line.split() for line in out.splitlines()]
     assert "would_drop" not in out
     assert "held_frames 2" in out
 
