@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -50,6 +49,8 @@ from engine.runtime.orders import Order
 from tests.support import initials
 from tests.support.rig import Rig, deny_names, run
 
+KEPT = Path(__file__).parents[2] / "build/fuzz/request"
+"""Where the commands keep their settings."""
 LINKS = (0, 1, 9, 12, 14, 50, 51, 101, 104, 108, 113, 166, 228, 229, 239, 276, 127)
 
 
@@ -239,8 +240,9 @@ class _Desk:
     """The engine's commands over a simulated gate."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sallyport-fuzz-")
-        self.rig = Rig(Path(self._folder.name), deny_names())
+        # Not a temporary folder: libFuzzer ends the process without a chance to remove it.
+        KEPT.mkdir(parents=True, exist_ok=True)
+        self.rig = Rig(KEPT, deny_names())
         done = cast("Any", self._nothing)
         self.commands = Commands(
             self.rig.orders,
