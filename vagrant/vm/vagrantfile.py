@@ -22,7 +22,9 @@ from vagrant.vm.place import require, search_path
 from vagrant.vm.stories import Answer, Step
 
 UP_SECONDS = 3600
-_DAEMONS = (["virtlogd"], ["libvirtd"])
+_DAEMONS = ("virtlogd", "libvirtd")
+# libvirt tries KVM at every start of a machine, for a minute each time where it hangs: it must not see a broken one.
+_WITHOUT_KVM = '[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; exec "$@"'
 _WAIT_SECONDS = 30
 
 
@@ -38,7 +40,7 @@ class Boxes:
     def __enter__(self) -> Boxes:
         require(["vagrant", "libvirtd", "virsh", "rsync"])
         try:
-            self._stack.enter_context(daemons())
+            self._stack.enter_context(daemons(self._accelerator))
             notes = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-vagrant-"))
             self._environment = {
                 **os.environ,
@@ -102,7 +104,7 @@ class Boxes:
 
 
 @contextlib.contextmanager
-def daemons() -> Iterator[None]:
+def daemons(accelerator: str) -> Iterator[None]:
     """Have libvirt answer; what was started for it ends again."""
     if _answers():
         yield
@@ -116,7 +118,9 @@ def daemons() -> Iterator[None]:
     with tempfile.TemporaryFile() as said:
         try:
             environment = {**os.environ, "PATH": search_path()}
-            for words in _DAEMONS:
+            hidden = [] if accelerator == "kvm" else ["unshare", "--mount", "sh", "-c", _WITHOUT_KVM, "sh"]
+            for name in _DAEMONS:
+                words = ["nice", "-n", "10", *hidden, name]
                 started += [
                     subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)
                 ]
