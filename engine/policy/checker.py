@@ -37,7 +37,8 @@ from engine.policy.reads import Program
 from engine.policy.rule import ROOT_PACKAGE
 from engine.policy.source_check import source_rules
 from engine.policy.sources import SourceRules
-from engine.policy.summary import Summary, summarise
+from engine.policy.summarise import summarise
+from engine.policy.summary import Summary
 from engine.policy.syntax import ParsedModule, read_module, words_to_finding
 
 _TREES = 64

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.policy.bundle import Bundle
-from engine.policy.summary import Shape, Summary
-from engine.policy.syntax import Path
+from engine.policy.summary import Path, Shape, Summary
 
 
 @dataclass(frozen=True)

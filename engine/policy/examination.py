@@ -10,8 +10,7 @@ from engine.policy.findings import Finding
 from engine.policy.frames import Evaluate, Evaluated, Load, Queried, Query, Ready
 from engine.policy.rule import Rule
 from engine.policy.sources import SourceRules
-from engine.policy.summary import Summary
-from engine.policy.syntax import Path
+from engine.policy.summary import Path, Summary
 
 
 class RegoTest(msgspec.Struct, frozen=True, array_like=True):
