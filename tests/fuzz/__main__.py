@@ -70,6 +70,8 @@ def command(targets: list[str], folder: Path, options: list[str]) -> list[str]:
     """`{}` stands for the target: one process imports under instrumentation for all Python targets."""
     shared = [
         f"-max_len={LONGEST_INPUT}", f"-timeout={SECONDS_A_RUN}", f"-rss_limit_mb={MEGABYTES}", "-print_final_stats=1",
+        # What a busy machine held up is no finding; what takes too long is ended by the timeout.
+        f"-report_slow_units={100 * SECONDS_A_RUN}",
         f"-artifact_prefix={CRASHES}/{{}}/", *options, f"{folder}/{{}}", f"{CRASHES}/{{}}",
     ]  # fmt: skip
     if is_c(targets[0]):
