@@ -47,12 +47,13 @@ chown vagrant: /home/vagrant/.ssh/authorized_keys
 echo 'vagrant ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/vagrant
 systemctl enable systemd-networkd ssh
 # One lease for one card: without this a machine asks by its identity, which copies of a disk share.
-printf '%s\\n' '[Match]' 'Name=eth*' '[Network]' DHCP=yes '[DHCPv4]' ClientIdentifier=mac \\
+printf '%s\\n' '[Match]' 'Name=eth*' '[Network]' DHCP=ipv4 '[DHCPv4]' ClientIdentifier=mac \\
     >/etc/systemd/network/99-dhcp.network
 echo '/dev/vda1 / ext4 defaults 0 1' >/etc/fstab
 mkdir -p /boot/grub
+# Writable from the start: the machine makes an identity of its own at its first boot, and has no lease without one.
 cat >/boot/grub/grub.cfg <<CFG
-linux /vmlinuz root=/dev/vda1 ro console=ttyS0 net.ifnames=0 quiet
+linux /vmlinuz root=/dev/vda1 rw console=ttyS0 net.ifnames=0 quiet
 initrd /initrd.img
 boot
 CFG
