@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.lab.capture import Capture
 from engine.lab.dialogue import Dialogue, fetch
-from engine.lab.plain import Caller, Listener, Sender
+from engine.lab.lookup import Resolver, look_up
+from engine.lab.plain import Caller, Datagrams, Listener, Volley
 from engine.lab.probe import Probe
 
 Answer = dict[str, Any]
@@ -25,10 +26,11 @@ class Actor:
 
     def __init__(self) -> None:
         self._kept: dict[str, Dialogue] = {}
-        self._capture: Capture | None = None
-        self._listener: Listener | None = None
+        self._captures: list[Capture] = []
+        self._listeners: dict[int, Listener] = {}
         self._callers: dict[str, Caller] = {}
-        self._sender = Sender()
+        self._datagrams = Datagrams()
+        self._resolver: Resolver | None = None
         self._probe: Probe | None = None
         self.orders: dict[str, Callable[..., Answer]] = {
             "fetch": fetch,
@@ -40,7 +42,11 @@ class Actor:
             "accepted": self.accepted,
             "call": self.call,
             "called": self.called,
-            "send": self._sender.send,
+            "volley": self.volley,
+            "send": self._datagrams.send,
+            "received": self._datagrams.received,
+            "resolve": self.resolve,
+            "look_up": look_up,
             "probe": self.probe,
             "probed": self.probed,
         }
@@ -58,20 +64,24 @@ class Actor:
         return self._kept[key].request()
 
     def capture(self, device: str) -> Answer:
-        self._capture = Capture(device)
+        """Capture on this device too."""
+        self._captures.append(Capture(device))
         return {}
 
     def captured(self, address: str, port: int, needle: str = "") -> Answer:
-        if self._capture is None:
+        if not self._captures:
             return {"error": "there is no capture"}
-        return self._capture.take(address, port, needle.encode())
+        taken = [capture.take(address, port, needle.encode()) for capture in self._captures]
+        return {member: sum(each[member] for each in taken) for member in taken[0]}
 
     def listen(self, port: int) -> Answer:
-        self._listener = Listener(port)
+        """Listen at this port, unless that is done already."""
+        if port not in self._listeners:
+            self._listeners[port] = Listener(port)
         return {}
 
-    def accepted(self) -> Answer:
-        return {"peers": self._listener.accepted() if self._listener else []}
+    def accepted(self, port: int) -> Answer:
+        return {"peers": self._listeners[port].accepted()}
 
     def call(self, key: str, address: str, port: int, source: str) -> Answer:
         self._callers[key] = Caller(address, port, source)
@@ -79,6 +89,14 @@ class Actor:
 
     def called(self, key: str) -> Answer:
         return self._callers[key].state()
+
+    def volley(self, address: str, ports: list[int], source: str) -> Answer:
+        return Volley(address, ports, source).end()
+
+    def resolve(self, address: str, names: dict[str, str]) -> Answer:
+        """Answer DNS questions at this address from now on."""
+        self._resolver = Resolver(address, names)
+        return {}
 
     def probe(self, **how: Any) -> Answer:
         self._probe = Probe(**how)

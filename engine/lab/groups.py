@@ -35,6 +35,16 @@ class Groups:
         return self.guarded / "metadata-agent.service"
 
     @property
+    def shop(self) -> Path:
+        """A container's, which may reach what another container may not."""
+        return self.guarded / "shop.service"
+
+    @property
+    def other(self) -> Path:
+        """Another container's."""
+        return self.guarded / "other.service"
+
+    @property
     def engine(self) -> Path:
         return self.root / "engine.service"
 
@@ -48,7 +58,7 @@ class Groups:
         return self.root / "tools.service"
 
     def make(self) -> None:
-        folders = (self.root, self.guarded, self.plain, self.ignored, self.metadata)
+        folders = (self.root, self.guarded, self.plain, self.ignored, self.metadata, self.shop, self.other)
         for folder in (*folders, self.engine, self.servers, self.tools):
             try:
                 folder.mkdir()

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.lab import topology
 from engine.lab.cast import Remote
+from engine.lab.container import INSIDE, LATE_PATTERN, Container
 from engine.lab.gate import Gate
 from engine.lab.journal import Plan
 from engine.lab.place import Ended, Place, environment
@@ -21,6 +22,13 @@ from engine.lab.topology import SERVER, Topology
 
 PROGRAMS = (*BASE, "git", "nginx", "curl", "openssl", "tc")
 REFUSED = "refused"
+_CONFIG = f"""
+inside = ["{INSIDE}"]
+
+[dns]
+from_resolv_conf = false
+resolvers = ["{topology.RESOLVER}"]
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Arrived:
     """What the capture on the server's side saw of one destination."""
 
     bytes: int
+    frames: int
     segments: int
     needle: bool
     sound: bool
@@ -36,6 +45,11 @@ class Arrived:
     @property
     def nothing(self) -> bool:
         return self.sound and self.bytes == 0
+
+    @property
+    def silence(self) -> bool:
+        """Not even a SYN."""
+        return self.sound and self.frames == 0
 
 
 class Lab:
@@ -50,6 +64,8 @@ class Lab:
         self.policy = PolicyFolder(plan.work / "policy", self.curl_path, self.tools)
         self.net = Topology(self.tools)
         parts.callback(self.net.close)
+        self.container = Container(self.net, self.tools)
+        parts.callback(self.container.close)
         client, server = self.net.client.path, self.net.server.path
         self.place = Place(self.groups.plain, client)
         served = Place(self.groups.servers, server)
@@ -58,12 +74,20 @@ class Lab:
         self.plain = Remote(self.place)
         self.ignored = Remote(Place(self.groups.ignored, client))
         self.metadata_place = Place(self.groups.metadata, client)
+        self.shop, self.other = (
+            Place(group, self.container.namespace.path) for group in (self.groups.shop, self.groups.other)
+        )
         self.server = Remote(served)
         for remote in (self.plain, self.ignored, self.server):
             parts.callback(remote.close)
         self.server.ask("capture", device=topology.SERVER_DEVICE)
         self.engine_place = Place(self.groups.engine, client)
-        self.gate = Gate(self.engine_place, self.tools, self.groups.guarded, self.policy.folder, plan.state, plan.work)
+        config = plan.work / "config.toml"
+        config.write_text(_CONFIG)
+        self.gate = Gate(
+            self.engine_place, self.tools, self.groups.guarded, self.policy.folder, plan.state, plan.work,
+            interfaces=(topology.DEVICE, LATE_PATTERN), config=config,
+        )  # fmt: skip
         parts.callback(self.gate.close)
 
     # ---- clients
@@ -95,7 +119,7 @@ class Lab:
     def arrived(self, address: str = SERVER, port: int = PORT, needle: str = "") -> Arrived:
         """What reached the server at this address and port since the last time this was asked for it."""
         seen = self.server.ask("captured", address=address, port=port, needle=needle)
-        return Arrived(seen["bytes"], seen["segments"], seen["needle"], seen["missed"] == 0)
+        return Arrived(seen["bytes"], seen["frames"], seen["segments"], seen["needle"], seen["missed"] == 0)
 
     def in_client(self, *words: str) -> Ended:
         """Run an administrator's command in the client's namespace, outside of the guarded control group."""

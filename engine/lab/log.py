@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_DIRECTIONS = {1: "ingress", 2: "egress"}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -35,6 +37,16 @@ class Entry:
         return int(self._body.get("dst_endpoint", {}).get("port", 0))
 
     @property
+    def direction(self) -> str:
+        """`ingress` or `egress`, empty when the entry is about no flow."""
+        return _DIRECTIONS.get(self._body.get("connection_info", {}).get("direction_id"), "")
+
+    @property
+    def source(self) -> str:
+        """The address that the flow comes from, empty when the entry is about none."""
+        return str(self._body.get("src_endpoint", {}).get("ip", ""))
+
+    @property
     def source_port(self) -> int:
         return int(self._body.get("src_endpoint", {}).get("port", 0))
 
@@ -55,6 +67,11 @@ class Entry:
     @property
     def ignored(self) -> bool:
         return bool(self._own.get("ignored"))
+
+    @property
+    def verdict(self) -> str:
+        """What happened to the flow, empty when nothing was decided."""
+        return str(self._own.get("verdict", ""))
 
     @property
     def would(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from engine.lab import topology
 from engine.lab.errors import LabError
 from engine.lab.place import ROOT, Place
+from engine.lab.rules import INBOUND, LIMITS, RULES
 
 LIBRARY = ROOT / "policies"
 _GIT = (
@@ -30,9 +31,8 @@ class PolicyFolder:
         self.put("address_lists", denied=dict.fromkeys(denied, "the lab's denied address"))
         self.put("cloud_metadata", units=["metadata-agent.service"])
         self.put("source_deny", prefixes=[f"{topology.DENIED_SOURCE}/32"])
-        limit = {"ports": topology.SCAN_PORTS, "seconds": 60, "block_seconds": 600}
         with (folder / "sallyport.rego").open("a") as root:
-            root.write(f"\nscan_limit := {json.dumps(limit)}\n")
+            root.write(LIMITS)
         self._git("init", "--quiet")
         self._git("add", "--all")
         self._git("commit", "--quiet", "--message", "lab: the policy to begin with")
@@ -47,6 +47,17 @@ class PolicyFolder:
         fresh = path.with_suffix(".json.new")
         fresh.write_text(json.dumps(document, indent=2) + "\n")
         fresh.rename(path)
+
+    def widen(self) -> None:
+        """Say something of what comes in, and of all else in RULES."""
+        for name, text in RULES.items():
+            rule = self.folder / "rules" / name / f"{name}.rego"
+            rule.parent.mkdir()
+            rule.write_text(text)
+        root = self.folder / "sallyport.rego"
+        fresh = root.with_suffix(".rego.new")
+        fresh.write_text(root.read_text() + INBOUND)
+        fresh.rename(root)
 
     def _git(self, *words: str) -> None:
         done = self._tools.run([*_GIT, "-C", str(self.folder), *words])

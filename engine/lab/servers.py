@@ -9,7 +9,9 @@ from engine.lab.errors import LabError
 from engine.lab.place import Place
 from engine.lab.waiting import until
 
-NAMES = ("allowed.example", "protected.example", "www.denied.example", "later.example", "unseen.example")
+NAMES = (
+    "allowed.example", "protected.example", "www.denied.example", "later.example", "unseen.example", "answered.example",
+)  # fmt: skip
 PORT = 443
 PROBE_PORT = 8443
 """The same names, for the probe that runs beside other traffic: a capture tells the two apart by port."""

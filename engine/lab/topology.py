@@ -20,10 +20,14 @@ CLIENT, CLIENT6 = "192.0.2.2", "2001:db8:5a11::2"
 SERVER, SERVER6 = "192.0.2.10", "2001:db8:5a11::10"
 DENIED, DENIED6 = "192.0.2.66", "2001:db8:5a11::66"
 """Addresses of the server that the policy denies."""
-NEIGHBOUR, DENIED_SOURCE, SCANNER = "192.0.2.98", "192.0.2.99", "192.0.2.97"
-"""Addresses that the server calls from: one that may, one that the policy denies, one that tries many ports."""
-SCAN_PORTS = 30
-"""Ports that one source may try, by the lab's policy."""
+NEIGHBOUR, DENIED_SOURCE, SCANNER, FLOODER = "192.0.2.98", "192.0.2.99", "192.0.2.97", "192.0.2.96"
+"""Addresses that the server calls from: one that may, one that the policy denies, one that tries many ports, one that
+calls without end."""
+RESOLVER = "192.0.2.53"
+ANSWERED, UNANSWERED = "192.0.2.80", "192.0.2.81"
+"""Addresses of the server that DNS answers for a name, and does not."""
+SHOP = "192.0.2.82"
+"""An address of the server that is for one container."""
 METADATA = "169.254.169.254"
 
 # No link-local addresses and nodad: neither solicitations in the captures nor a wait for addresses to be usable.
@@ -36,11 +40,14 @@ address add {CLIENT6}/64 dev {DEVICE} nodad
 link set {DEVICE} up
 route add {METADATA}/32 dev {DEVICE}
 """
+_ADDRESSES = (
+    SERVER, DENIED, NEIGHBOUR, DENIED_SOURCE, SCANNER, FLOODER, RESOLVER, ANSWERED, UNANSWERED, SHOP,
+)  # fmt: skip
 _SERVER = "\n".join(
     (
         "link set lo up",
         f"link set {SERVER_DEVICE} addrgenmode none",
-        *(f"address add {each}/24 dev {SERVER_DEVICE}" for each in (SERVER, DENIED, NEIGHBOUR, DENIED_SOURCE, SCANNER)),
+        *(f"address add {each}/24 dev {SERVER_DEVICE}" for each in _ADDRESSES),
         *(f"address add {each}/64 dev {SERVER_DEVICE} nodad" for each in (SERVER6, DENIED6)),
         f"address add {METADATA}/32 dev {SERVER_DEVICE}",
         f"link set {SERVER_DEVICE} up",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.lab.scenario import Scenario
-from engine.lab.scenarios import addresses, changes, evidence, failure, names
+from engine.lab.scenarios import addresses, answered, changes, evidence, failure, inbound, names, places
 
 ALL: tuple[Scenario, ...] = (
     *names.BARE,
@@ -11,6 +11,9 @@ ALL: tuple[Scenario, ...] = (
     *names.SCENARIOS,
     *addresses.SCENARIOS,
     *changes.SCENARIOS,
+    *inbound.SCENARIOS,
+    *answered.SCENARIOS,
+    *places.SCENARIOS,
     *failure.SCENARIOS,
     *evidence.SCENARIOS,
 )

@@ -7,6 +7,7 @@ from functools import partial
 from engine.abi.numbers import Counter
 from engine.lab.gate import Since
 from engine.lab.lab import Lab, spoken
+from engine.lab.rules import FLOOD_SYNS, INBOUND_PORT, SCAN_PORTS
 from engine.lab.scenario import Scenario, Sight
 from engine.lab.scenarios.names import ALLOWED, DENIED_NAME
 from engine.lab.servers import PLAIN_PORT
@@ -15,17 +16,17 @@ from engine.lab.topology import (
     DENIED,
     DENIED6,
     DENIED_SOURCE,
+    FLOODER,
     METADATA,
     NEIGHBOUR,
-    SCAN_PORTS,
     SCANNER,
     SERVER,
     SERVER6,
 )
 from engine.lab.waiting import until
 
-_INBOUND_PORT = 7000
 _DATAGRAM_PORT = 7001
+_FLOODED_PORT = 7006
 _SCANNED = range(7100, 7100 + SCAN_PORTS + 8)
 """Few that stay unanswered: they go on trying, and after the block they are not to be the next scan."""
 
@@ -64,28 +65,28 @@ def _arrived(lab: Lab, address: str) -> int:
 
 
 def _source(lab: Lab, saw: Sight) -> None:
-    lab.plain.ask("listen", port=_INBOUND_PORT)
-    lab.server.ask("call", key="neighbour", address=CLIENT, port=_INBOUND_PORT, source=NEIGHBOUR)
-    accepted = until(lambda: lab.plain.ask("accepted")["peers"])
+    lab.plain.ask("listen", port=INBOUND_PORT)
+    lab.server.ask("call", key="neighbour", address=CLIENT, port=INBOUND_PORT, source=NEIGHBOUR)
+    accepted = until(lambda: lab.plain.ask("accepted", port=INBOUND_PORT)["peers"])
     saw(accepted == [NEIGHBOUR], f"a neighbour gets through: {', '.join(accepted) or 'no'}")
     since = Since(lab.gate)
-    lab.server.ask("call", key="denied", address=CLIENT, port=_INBOUND_PORT, source=DENIED_SOURCE)
+    lab.server.ask("call", key="denied", address=CLIENT, port=INBOUND_PORT, source=DENIED_SOURCE)
     dropped = since.grows(Counter.DROPPED_SOURCE)
     state = lab.server.ask("called", key="denied")["state"]
     saw(dropped >= 1, f"the denied source: dropped_source +{dropped}")
-    saw(state == "pending" and not lab.plain.ask("accepted")["peers"], f"its call is {state}")
+    saw(state == "pending" and not lab.plain.ask("accepted", port=INBOUND_PORT)["peers"], f"its call is {state}")
 
 
 def _source_by_person(lab: Lab, saw: Sight) -> None:
     done = lab.gate.sallyport("verdict", "set", "--source", f"{NEIGHBOUR}/32", "deny", "--expires", "10m")
     saw(done.code == 0, f"set: exit {done.code} {done.last_words if done.code else ''}".strip())
     since = Since(lab.gate)
-    lab.server.ask("call", key="set", address=CLIENT, port=_INBOUND_PORT, source=NEIGHBOUR)
+    lab.server.ask("call", key="set", address=CLIENT, port=INBOUND_PORT, source=NEIGHBOUR)
     dropped = since.grows(Counter.DROPPED_SOURCE)
     saw(dropped >= 1, f"dropped_source +{dropped}")
     lab.gate.sallyport("verdict", "clear", "--source", f"{NEIGHBOUR}/32")
     # The call is still under way: its SYN comes again within a second.
-    accepted = until(lambda: lab.plain.ask("accepted")["peers"])
+    accepted = until(lambda: lab.plain.ask("accepted", port=INBOUND_PORT)["peers"])
     saw(accepted == [NEIGHBOUR], f"cleared: {', '.join(accepted) or 'nobody'} gets through")
 
 
@@ -100,9 +101,33 @@ def _scan(lab: Lab, saw: Sight) -> None:
     told = until(lambda: [each for each in lab.gate.entries() if each.detail.get("rule") == "scan_limit"])
     saw(len(told) == 1, f"{len(told)} alert in the log")
     lab.gate.sallyport("verdict", "clear", "--source", SCANNER)
-    lab.server.ask("call", key="after", address=CLIENT, port=_INBOUND_PORT, source=SCANNER)
-    accepted = until(lambda: lab.plain.ask("accepted")["peers"])
+    lab.server.ask("call", key="after", address=CLIENT, port=INBOUND_PORT, source=SCANNER)
+    accepted = until(lambda: lab.plain.ask("accepted", port=INBOUND_PORT)["peers"])
     saw(accepted == [SCANNER], f"cleared: {', '.join(accepted) or 'nobody'} gets through")
+
+
+def _flood(lab: Lab, saw: Sight) -> None:
+    lab.plain.ask("listen", port=_FLOODED_PORT)
+    # All at once: whoever is refused does not try again, so that what was blocked is told once.
+    sent = lab.server.ask("volley", address=CLIENT, ports=[_FLOODED_PORT] * 2 * FLOOD_SYNS, source=FLOODER)["calls"]
+    told = until(lambda: [each for each in lab.gate.entries() if each.detail.get("rule") == "flood_limit"])
+    of = told[0].detail if told else {}
+    saw(len(told) == 1 and of.get("source") == FLOODER, f"{sent} calls: {len(told)} alert in the log")
+    saw(of.get("syns") == FLOOD_SYNS, f"blocked at the SYN number {of.get('syns', 0)}")
+    through = lab.plain.ask("accepted", port=_FLOODED_PORT)["peers"].count(FLOODER)
+    saw(0 < through < FLOOD_SYNS, f"{through} got through")
+    lab.server.ask("call", key="neighbour", address=CLIENT, port=_FLOODED_PORT, source=NEIGHBOUR)
+    other = _accepted_from(lab, NEIGHBOUR)
+    saw(other, f"a neighbour {'gets' if other else 'does not get'} through")
+    lab.gate.sallyport("verdict", "clear", "--source", FLOODER)
+    lab.server.ask("call", key="after", address=CLIENT, port=_FLOODED_PORT, source=FLOODER)
+    after = _accepted_from(lab, FLOODER)
+    saw(after, f"cleared: it {'gets' if after else 'does not get'} through")
+
+
+def _accepted_from(lab: Lab, source: str) -> bool:
+    """Wait for a call. There may be others: some of a flood have come half the way before it was blocked."""
+    return until(lambda: source in lab.plain.ask("accepted", port=_FLOODED_PORT)["peers"])
 
 
 def _ignored(lab: Lab, saw: Sight) -> None:
@@ -142,6 +167,7 @@ SCENARIOS = (
     Scenario("a denied source is dropped at the device (XDP)", "dropped_source grows, no connection", _source),
     Scenario("a person's verdict on a source, set and cleared", "dropped, then through", _source_by_person),
     Scenario("a source that scans is blocked by the kernel", "answers end, one alert, lifted by hand", _scan),
+    Scenario("a source that floods is blocked by the kernel", "others are not, one alert, lifted by hand", _flood),
     Scenario("an ignored control group passes", "it passes, and the log says ignored", _ignored),
     Scenario("cloud metadata is for its listed unit", "metadata-agent.service alone is answered", _metadata),
 )

@@ -13,7 +13,7 @@ from engine.lab.waiting import until
 LATER = "later.example"
 STEADY = "steady"
 """The key of a connection to an allowed name, opened here and kept to the end."""
-_RELOAD_SECONDS = 15.0
+RELOAD_SECONDS = 15.0
 _BROKEN = "package sallyport.rules.broken\n\nscope := {\n"
 
 
@@ -29,7 +29,7 @@ def _reload(lab: Lab, saw: Sight) -> None:
         cut.update(lab.plain.ask("again", key=LATER))
         return "error" in cut
 
-    until(is_cut, _RELOAD_SECONDS)
+    until(is_cut, RELOAD_SECONDS)
     saw("error" in cut, f"one is cut: {cut.get('error', 'no')}")
     # Flows are cut before the drop takes force, so that they hear of it; what begins in between is cut a moment later.
     now = until(lambda: max(lab.gate.generation() - generation, 0)) + generation
@@ -48,7 +48,7 @@ def _broken(lab: Lab, saw: Sight) -> None:
     rule = lab.policy.folder / "rules" / "broken" / "broken.rego"
     rule.parent.mkdir()
     rule.write_text(_BROKEN)
-    raised = until(lambda: len(_alerts(lab)) > alerts, _RELOAD_SECONDS)
+    raised = until(lambda: len(_alerts(lab)) > alerts, RELOAD_SECONDS)
     saw(raised, "an alert" if raised else "no alert")
     for name, may in ((ALLOWED, True), (LATER, False)):
         answer = lab.curl(name)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine.abi.numbers import Counter
+from engine.lab.container import INSIDE, LATE
 from engine.lab.gate import Since
 from engine.lab.lab import Lab, spoken
 from engine.lab.scenario import Scenario, Sight
@@ -95,10 +96,14 @@ def _probed(lab: Lab, attempts: int) -> int:
 def attached(lab: Lab) -> list[str]:
     """What of a gate there still is: filters, XDP, hold device, pins."""
     found = []
-    if "bpf" in lab.in_client("tc", "filter", "show", "dev", DEVICE, "egress").out:
-        found.append("a TC filter")
-    if "clsact" in lab.in_client("tc", "qdisc", "show", "dev", DEVICE).out:
-        found.append("a clsact qdisc")
+    for device in (DEVICE, INSIDE, LATE):
+        found += [
+            f"a filter at {way} of {device}"
+            for way in ("ingress", "egress")
+            if "bpf" in lab.in_client("tc", "filter", "show", "dev", device, way).out
+        ]
+        if "clsact" in lab.in_client("tc", "qdisc", "show", "dev", device).out:
+            found.append(f"clsact on {device}")
     links = lab.in_client("ip", "-details", "link", "show").out
     found += [word for word in ("xdp", lab.gate.pins.hold_device) if word in links]
     found += ["pins"] if lab.gate.pins.root.exists() else []
