@@ -6,6 +6,7 @@ listener on that port, and ends the server.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -86,34 +87,30 @@ class SockDiag:
 
     def destroy_peer(self, flow: Tuple) -> bool:
         """End the TCP socket that packets with this tuple come in for. False when there is none but a listener."""
-        mine = Tuple(flow.dst, flow.src, flow.dport, flow.sport, flow.transport)
-        for family in _families(mine.src, mine.dst):
-            addresses = (mine.src, mine.dst) if family == socket.AF_INET6 else (_ipv4(mine.src), _ipv4(mine.dst))
-            request = (
-                _REQUEST.pack(family, mine.transport, 0, _ALL_STATES)
-                + _ID.pack(mine.sport, mine.dport, *addresses)
-                + _TAIL.pack(0, _NO_COOKIE)
-            )
-            try:
-                answers = list(self._ask(_SOCK_DIAG_BY_FAMILY, _F_REQUEST, request, many=False))
-            except OSError:
-                continue
-            for message in answers:
-                found = _socket_info(message, family, mine.transport)
-                if found.state != LISTEN and found.flow == mine and self._destroy(mine, found.cookie):
-                    return True
-        return False
+        mine = flow.reversed()
+        found = self._look_up(mine, _NO_COOKIE)
+        return found is not None and found.state != LISTEN and self._destroy(mine, found.cookie)
+
+    def _look_up(self, flow: Tuple, cookie: int) -> SocketInfo | None:
+        """Return the socket of this very flow."""
+        # Of UDP sockets the kernel takes source for destination here, "for historical reasons" (net/ipv4/udp_diag.c).
+        asked = flow.reversed() if flow.transport == socket.IPPROTO_UDP else flow
+        for family in _families(flow.src, flow.dst):
+            request = _request(asked, family, cookie)
+            with contextlib.suppress(OSError):
+                for message in self._ask(_SOCK_DIAG_BY_FAMILY, _F_REQUEST, request, many=False):
+                    found = _socket_info(message, family, flow.transport)
+                    if found.flow == flow:
+                        return found
+        return None
 
     def _destroy(self, flow: Tuple, cookie: int) -> bool:
+        # A datagram socket that is not connected speaks to others too: what it sends to this one is dropped anyway.
+        if flow.transport == socket.IPPROTO_UDP and self._look_up(flow, cookie) is None:
+            return False
         for family in _families(flow.src, flow.dst):
-            addresses = (flow.src, flow.dst) if family == socket.AF_INET6 else (_ipv4(flow.src), _ipv4(flow.dst))
-            request = (
-                _REQUEST.pack(family, flow.transport, 0, _ALL_STATES)
-                + _ID.pack(flow.sport, flow.dport, *addresses)
-                + _TAIL.pack(0, cookie)
-            )
             try:
-                list(self._ask(_SOCK_DESTROY, _F_REQUEST | _F_ACK, request))
+                list(self._ask(_SOCK_DESTROY, _F_REQUEST | _F_ACK, _request(flow, family, cookie)))
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINVAL):
                     continue
@@ -162,6 +159,15 @@ class SockDiag:
 
     def close(self) -> None:
         self._netlink.close()
+
+
+def _request(flow: Tuple, family: int, cookie: int) -> bytes:
+    addresses = (flow.src, flow.dst) if family == socket.AF_INET6 else (_ipv4(flow.src), _ipv4(flow.dst))
+    return (
+        _REQUEST.pack(family, flow.transport, 0, _ALL_STATES)
+        + _ID.pack(flow.sport, flow.dport, *addresses)
+        + _TAIL.pack(0, cookie)
+    )
 
 
 def _families(src: bytes, dst: bytes) -> tuple[int, ...]:

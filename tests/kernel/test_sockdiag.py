@@ -9,7 +9,7 @@ import pytest
 
 from engine.abi.records import Tuple
 from engine.kernel.sockdiag import ESTABLISHED, LISTEN, SockDiag, SocketInfo
-from tests.kernel.lab import DEVICE, INSIDE, OUTSIDE, OUTSIDE6, TCP, UDP, key
+from tests.kernel.lab import DEVICE, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, TCP, UDP, key
 from tests.support.netns import Agent, Namespace, join
 
 
@@ -111,6 +111,20 @@ def test_a_datagram_socket_is_listed_and_ended(diag: SockDiag, pair: tuple[Agent
     assert diag.destroy(info.flow, info.cookie)
     with pytest.raises(ConnectionAbortedError):
         client.do("s.recv(1)")
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(INSIDE, OUTSIDE), (INSIDE6, OUTSIDE6)])
+def test_a_datagram_socket_that_speaks_to_others_too_is_left_alone(
+    diag: SockDiag, pair: tuple[Agent, Agent], inside: str, outside: str
+) -> None:
+    client, _ = pair
+    client.do(f"s = udp({inside!r}); s.bind(({inside!r}, 4806)); s.setblocking(False)")
+    (info,) = [one for one in diag.sockets(UDP) if one.flow.sport == 4806]
+    assert not diag.destroy(Tuple(key(inside), key(outside), 4806, 4807, UDP), info.cookie)
+    with pytest.raises(BlockingIOError):
+        client.do("s.recv(1)")
+    client.do(f"s.connect(({outside!r}, 4807))")
+    assert diag.destroy(Tuple(key(inside), key(outside), 4806, 4807, UDP), info.cookie)
 
 
 def test_only_sockets_of_its_own_namespace_are_seen(
