@@ -48,6 +48,8 @@ class Boxes:
                 "VAGRANT_DOTFILE_PATH": notes,
                 "VAGRANT_DEFAULT_PROVIDER": "libvirt",
                 "SALLYPORT_BOX": NAME,
+                # What they need is in the box, and a network address translation would stay behind in this machine.
+                "SALLYPORT_UPLINK": "none",
                 "SALLYPORT_DRIVER": "kvm" if self._accelerator == "kvm" else "qemu",
             }
             self._stack.callback(self._vagrant, ["destroy", "--force"], 600)
