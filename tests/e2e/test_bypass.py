@@ -25,8 +25,6 @@ OPEN = {
     "interpreter",
     "LD_PRELOAD",
     "SCM_RIGHTS from the listed program",
-    # A flow that was allowed by name, from outside.
-    "inbound: second QUIC connection",
     # With CAP_NET_RAW.
     "raw socket: acknowledgement",
     "packet socket past the qdisc",

@@ -157,8 +157,7 @@ _ATTEMPTS = (
     Attempt("inbound: QUIC scrambled", "a denied name from such a source over CRYPTO frames and datagrams out of order",
             quic_scrambled, {Outcome.BLOCKED: _NAME}),
     Attempt("inbound: second QUIC connection", "a denied name on a flow that an allowed one opened", quic_second,
-            {Outcome.OPEN: "Of what comes in, the gate does not know which flows were allowed by their name.",
-             Outcome.BLOCKED: "Each datagram that begins with a long header is judged, on an allowed flow too."},
+            {Outcome.BLOCKED: "Each datagram that begins with a long header is judged, on an allowed flow too."},
             whole=False),
 )  # fmt: skip
 ATTEMPTS = tuple(replace(each, where=Where.OPPOSITE) for each in _ATTEMPTS)
