@@ -10,7 +10,7 @@ from typing import Any
 from engine.lab import topology
 from engine.lab.errors import LabError
 from engine.lab.place import ROOT, Place
-from engine.lab.rules import INBOUND, LIMITS, RULES
+from engine.lab.rules import LIMITS, RULES
 
 LIBRARY = ROOT / "policies"
 _GIT = (
@@ -49,15 +49,13 @@ class PolicyFolder:
         fresh.rename(path)
 
     def widen(self) -> None:
-        """Say something of what comes in, and of all else in RULES."""
+        """Say something of what comes in, and of all else in RULES: all of it at once, by one rename."""
+        # A name with a dot is no part of the policy yet.
+        fresh = self.folder / ".lab"
+        fresh.mkdir()
         for name, text in RULES.items():
-            rule = self.folder / "rules" / name / f"{name}.rego"
-            rule.parent.mkdir()
-            rule.write_text(text)
-        root = self.folder / "sallyport.rego"
-        fresh = root.with_suffix(".rego.new")
-        fresh.write_text(root.read_text() + INBOUND)
-        fresh.rename(root)
+            (fresh / f"{name}.rego").write_text(text)
+        fresh.rename(self.folder / "lab")
 
     def _git(self, *words: str) -> None:
         done = self._tools.run([*_GIT, "-C", str(self.folder), *words])

@@ -17,10 +17,12 @@ scan_limit := {{"ports": {SCAN_PORTS}, "seconds": 60, "block_seconds": 600}}
 
 flood_limit := {{"syns": {FLOOD_SYNS}, "seconds": 60, "block_seconds": 600}}
 """
-INBOUND = """
-inbound_verdict := "deny"
-"""
 RULES = {
+    "inbound": """\
+package sallyport
+
+inbound_verdict := "deny"
+""",
     "lab_inbound": f"""\
 package sallyport.rules.lab_inbound
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.lab.log import Entry, entries
 
 
@@ -30,6 +32,17 @@ def test_an_entry_says_what_it_is_about() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("number", "direction"), [(1, "ingress"), (2, "egress"), (0, "")])
+def test_an_entry_says_where_from_and_what_became_of_it(number: int, direction: str) -> None:
+    body = {
+        "connection_info": {"direction_id": number}, "src_endpoint": {"ip": "192.0.2.1"},
+        "unmapped": {"verdict": "reject"},
+    }  # fmt: skip
+    entry = Entry({"type": "decision", "ocsf": body})
+    assert (entry.direction, entry.source, entry.verdict) == (direction, "192.0.2.1", "reject")
+
+
 def test_an_entry_about_no_flow_says_so() -> None:
     entry = Entry({"type": "start", "detail": {}})
     assert (entry.name, entry.rules, entry.ignored, entry.would) == ("", [], False, "")
+    assert (entry.direction, entry.source, entry.verdict) == ("", "", "")
