@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,34 +14,6 @@ from vagrant.vm import machine, trial
 from vagrant.vm.errors import BootError, LateError, ToolError, UsageError
 from vagrant.vm.kernels import Kernel
 from vagrant.vm.machine import Disk, Spec, arguments, running, wait_for_start
-
-FAKE = """#!{python}
-import os, re, sys, time
-words = " ".join(sys.argv)
-fds = [int(fd) for fd in re.findall(r"socket,id=line\\d,fd=(\\d+)", words)]
-output, steps, findings = fds
-def say(fd, text):
-    os.write(fd, text.encode())
-{body}
-"""
-
-
-@pytest.fixture
-def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """A function that puts a program in QEMU's place, and a folder for what the runner writes."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-
-    def put(body: str) -> Path:
-        program = tmp_path / "bin/qemu-system-x86_64"
-        program.write_text(FAKE.format(python=sys.executable, body=body))
-        program.chmod(0o755)
-        return tmp_path
-
-    return put
-
 
 SPEC = Spec(Path("vmlinuz"), Path("initrd"))
 
