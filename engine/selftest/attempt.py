@@ -108,8 +108,8 @@ class Attempt:
     """It prepares itself before there is a gate."""
     peer: int = 0
     """A port of its own that the witness's hand-made peer opens towards."""
-    called: bool = False
-    """The witness calls its port, from the denied address."""
+    called: str = ""
+    """The witness calls it from the denied address: its port by `tcp`, or by `icmp`."""
     tells: Callable[[Entry], bool] | None = None
     """Is this the entry that tells what got through from what may?"""
 

@@ -104,7 +104,7 @@ def _make(rig: Rig, each: _Try, *, prepared: bool = False) -> str:
             client_port=each.attempt.peer, client_mac=rig.mac(rig.net.client, DEVICE),
         )  # fmt: skip
     if each.attempt.called:
-        rig.witness.ask("call", source=DENIED, address=CLIENT, port=each.port)
+        rig.witness.ask(each.attempt.called, source=DENIED, address=CLIENT, port=each.port)
     try:
         if prepared:
             return str(rig.clients[each.attempt.where].ask("go", seconds=60.0, name=each.attempt.name)["word"])

@@ -188,6 +188,18 @@ class Caller:
                     connection.send(HEARD)
 
 
+class Pinger(Caller):
+    """Sends echo requests."""
+
+    def _run(self) -> None:
+        (address, port), source = self._how
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as pings:
+            pings.bind(source)
+            while not self._ending.wait(_CALL_SECONDS):
+                with suppress(OSError):
+                    pings.sendto(frames.echo(b"ping", port), (address, 0))
+
+
 class Witness:
     def __init__(self) -> None:
         self._servers: Servers | None = None
@@ -199,7 +211,8 @@ class Witness:
             "heard": self.heard,
             "forget": self.forget,
             "peer": self.peer,
-            "call": self.call,
+            "tcp": partial(self.call, Caller),
+            "icmp": partial(self.call, Pinger),
             "alone": self.alone,
         }
 
@@ -225,8 +238,8 @@ class Witness:
         self._other = Peer(**how)
         return {}
 
-    def call(self, **how: Any) -> Answer:
-        self._other = Caller(**how)
+    def call(self, kind: type[Caller], **how: Any) -> Answer:
+        self._other = kind(**how)
         return {}
 
     def alone(self) -> Answer:

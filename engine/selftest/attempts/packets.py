@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.lab.topology import CLIENT, DENIED, DEVICE, SERVER, SERVER6
 from engine.selftest import frames
-from engine.selftest.attempt import Attempt, Chance, Outcome
+from engine.selftest.attempt import PATIENCE, Attempt, Chance, Outcome
 from engine.selftest.hello import client_hello
 
 _PACKET_QDISC_BYPASS, _SOL_PACKET = 20, 263
@@ -118,6 +118,15 @@ def other_type(c: Chance) -> None:
 
 def echo(c: Chance) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.sendto(frames.echo(c.data, c.port), (DENIED, 0))
+
+
+def pinged(c: Chance) -> None:
+    """After an echo request from there one of ours: no answer to it, but the same two hosts and no ports."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(PATIENCE)
+        while raw.recvfrom(2048)[1][0] != DENIED:
+            pass
         raw.sendto(frames.echo(c.data, c.port), (DENIED, 0))
 
 
@@ -240,6 +249,10 @@ _BY_RAW_SOCKETS = (
     Attempt("packet socket: broken header", "a token where a header should be", broken,
             {Outcome.BLOCKED: "Headers that contradict the packet's length are malformed."}),
     Attempt("ICMP echo", "a token to a denied address", echo, {Outcome.BLOCKED: _NO_IDENTITY}),
+    Attempt("ICMP echo after a ping", "a token to a denied address that has just pinged", pinged,
+            {Outcome.BLOCKED: "Our echo request answers none of theirs, and is judged.",
+             Outcome.OPEN: "ICMP has no ports: what was allowed in makes a flow of all ICMP between the two hosts."},
+            called="icmp"),
     Attempt("ICMP echo where names decide", "a token to an address that is allowed by name", echo_where_names_decide,
             {Outcome.BLOCKED: "It has no name, and policy decides on that state."}),
     Attempt("SCTP", "a token to a denied address", sctp, {Outcome.BLOCKED: _NO_IDENTITY}),

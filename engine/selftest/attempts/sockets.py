@@ -224,6 +224,6 @@ ATTEMPTS = (
             {Outcome.BLOCKED: "A stream whose start was not seen is not read as a hello."}, needs="CAP_NET_ADMIN"),
     Attempt("answer to a denied address", "a token over a connection that a denied address opened", called,
             {Outcome.SEEN: "Who opens a connection decides its direction. The log has it as accepted here: deny "
-             "the source, or judge what comes in."}, called=True,
+             "the source, or judge what comes in."}, called="tcp",
             tells=lambda entry: entry.type == "socket"),
 )  # fmt: skip
