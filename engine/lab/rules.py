@@ -3,7 +3,7 @@ who a container is, which addresses DNS has named, and how much a source may cal
 
 from __future__ import annotations
 
-from engine.lab.topology import ANSWERED, SHOP, UNANSWERED
+from engine.lab.topology import ANSWERED, SHOP, SHOP6, UNANSWERED
 
 INBOUND_PORT, CLOSED_PORT, REJECTED_PORT = 7000, 7002, 7004
 """Ports of the client's side: served to others, not served, and one whose callers are told so."""
@@ -50,7 +50,7 @@ scope := {{"cgroup", "dest"}}
 
 target_scope := {{"dest"}}
 
-target if input.dest.address == "{SHOP}"
+target if input.dest.address in {{"{SHOP}", "{SHOP6}"}}
 
 deny contains "this address is for the shop alone" if input.cgroup.unit != "shop.service"
 """,

@@ -26,8 +26,8 @@ calls without end."""
 RESOLVER = "192.0.2.53"
 ANSWERED, UNANSWERED = "192.0.2.80", "192.0.2.81"
 """Addresses of the server that DNS answers for a name, and does not."""
-SHOP = "192.0.2.82"
-"""An address of the server that is for one container."""
+SHOP, SHOP6 = "192.0.2.82", "2001:db8:5a11::82"
+"""Addresses of the server that are for one container."""
 METADATA = "169.254.169.254"
 
 # No link-local addresses and nodad: neither solicitations in the captures nor a wait for addresses to be usable.
@@ -48,7 +48,7 @@ _SERVER = "\n".join(
         "link set lo up",
         f"link set {SERVER_DEVICE} addrgenmode none",
         *(f"address add {each}/24 dev {SERVER_DEVICE}" for each in _ADDRESSES),
-        *(f"address add {each}/64 dev {SERVER_DEVICE} nodad" for each in (SERVER6, DENIED6)),
+        *(f"address add {each}/64 dev {SERVER_DEVICE} nodad" for each in (SERVER6, DENIED6, SHOP6)),
         f"address add {METADATA}/32 dev {SERVER_DEVICE}",
         f"link set {SERVER_DEVICE} up",
     )

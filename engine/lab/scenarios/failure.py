@@ -97,13 +97,10 @@ def attached(lab: Lab) -> list[str]:
     """What of a gate there still is: filters, XDP, hold device, pins."""
     found = []
     for device in (DEVICE, INSIDE, LATE):
-        found += [
-            f"a filter at {way} of {device}"
-            for way in ("ingress", "egress")
-            if "bpf" in lab.in_client("tc", "filter", "show", "dev", device, way).out
-        ]
-        if "clsact" in lab.in_client("tc", "qdisc", "show", "dev", device).out:
-            found.append(f"clsact on {device}")
+        ways = ("ingress", "egress")
+        filters = [way for way in ways if "bpf" in lab.in_client("tc", "filter", "show", "dev", device, way).out]
+        qdisc = ["clsact"] if "clsact" in lab.in_client("tc", "qdisc", "show", "dev", device).out else []
+        found += [f"{device} ({', '.join(filters + qdisc)})"] if filters or qdisc else []
     links = lab.in_client("ip", "-details", "link", "show").out
     found += [word for word in ("xdp", lab.gate.pins.hold_device) if word in links]
     found += ["pins"] if lab.gate.pins.root.exists() else []

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from engine.lab.container import CONTAINER, LATE, LATE_SERVER, LATE_SERVER_DEVICE, add_late_wire
+from functools import partial
+
+from engine.lab.container import CONTAINER, CONTAINER6, LATE, LATE_SERVER, LATE_SERVER_DEVICE, add_late_wire
 from engine.lab.lab import Lab
 from engine.lab.scenario import Scenario, Sight
 from engine.lab.scenarios.names import ALLOWED, DENIED_NAME
-from engine.lab.topology import SERVER, SHOP
+from engine.lab.topology import SHOP, SHOP6
 from engine.lab.waiting import until
 
 _NOTICE_SECONDS = 30.0
 
 
 def _container(lab: Lab, saw: Sight) -> None:
-    answer = lab.curl(ALLOWED, SHOP, place=lab.shop)
-    saw(answer == ALLOWED, f"the shop: {answer}")
-    lab.arrived(SHOP)
-    answer = lab.curl(ALLOWED, SHOP, place=lab.other)
-    arrived = lab.arrived(SHOP)
-    saw(answer != ALLOWED and arrived.silence, f"another: {answer}, {arrived.bytes} bytes arrived")
-    answer = lab.curl(ALLOWED, SHOP, place=lab.shop)
-    saw(answer == ALLOWED, f"the shop again: {answer}")
-    lab.arrived(SERVER)
+    for label, source, address in (("IPv4", CONTAINER, SHOP), ("IPv6", CONTAINER6, SHOP6)):
+        # The one that may asks first and last: what it was told must not reach the one that may not.
+        for who, place, may in (("the shop", lab.shop, True), ("another", lab.other, False), ("again", lab.shop, True)):
+            lab.arrived(address)
+            answer = lab.curl(ALLOWED, address, place=place)
+            saw((answer == ALLOWED) is may, f"{label}, {who}: {answer}")
+            if not may:
+                saw(lab.arrived(address).silence, "not a packet arrived")
+        denials = until(partial(_denials, lab, source, address))
+        saw(denials == {lab.curl_path}, f"denied in the log: {', '.join(denials) or 'nobody'}")
+    lab.arrived()
     answer = lab.curl(DENIED_NAME, place=lab.shop)
-    arrived = lab.arrived(SERVER)
+    arrived = lab.arrived()
     saw(answer != DENIED_NAME and arrived.nothing, f"a denied name: {answer}, {arrived.bytes} bytes arrived")
-    logged = until(
-        lambda: [
-            each
-            for each in lab.gate.entries()
-            if (each.source, each.address, each.verdict) == (CONTAINER, SHOP, "deny") and each.exe
-        ]
-    )
-    saw(bool(logged) and logged[0].exe == lab.curl_path, f"in the log: {logged[0].exe if logged else 'nothing'}")
+
+
+def _denials(lab: Lab, source: str, address: str) -> set[str]:
+    """The programs that were denied this, by the log."""
+    return {
+        each.exe
+        for each in lab.gate.entries()
+        if (each.type, each.source, each.address, each.verdict) == ("decision", source, address, "deny")
+    }
 
 
 def _late(lab: Lab, saw: Sight) -> None:
