@@ -65,7 +65,7 @@ class Pair:
             return self._operate(step.command)
         machine = self._machines[step.actor]
         answers = len(_answers(machine))
-        machine.tell(base64.b64encode(step.command.encode()).decode())
+        self._say(machine, step.command)
         until = time.monotonic() + COMMAND_SECONDS
         if not machine.watch(until, lambda _: None, lambda one: len(_answers(one)) > answers):
             raise LateError(
@@ -73,6 +73,10 @@ class Pair:
             )
         _, code, *said = _answers(machine)[-1].split(" ")
         return Answer(int(code), base64.b64decode("".join(said)).decode(errors="replace"))
+
+    @staticmethod
+    def _say(machine: Machine, command: str) -> None:
+        machine.tell(base64.b64encode(command.encode()).decode())
 
     def _operate(self, command: str) -> Answer:
         """`reboot NAME`: in good order. `reset NAME`: at once. `cut NAME`: its power goes. `start NAME`: it is back."""
@@ -87,7 +91,8 @@ class Pair:
         elif verb in {"reboot", "reset"}:
             ups = _ups(self._machines[name])
             if verb == "reboot":
-                self.carry_out(Step(name, "systemctl reboot", 0))
+                # Its answer is not waited for: the agent may be gone before it gives one.
+                self._say(self._machines[name], "systemctl reboot")
             else:
                 self._machines[name].command("system_reset")
             self._wait_until_up(name, ups + 1)

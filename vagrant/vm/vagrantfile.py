@@ -25,6 +25,7 @@ UP_SECONDS = 3600
 _DAEMONS = ("virtlogd", "libvirtd")
 # libvirt tries KVM at every start of a machine, for a minute each time where it hangs: it must not see a broken one.
 _WITHOUT_KVM = '[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; exec "$@"'
+_VIRSH = ("virsh", "--connect", "qemu:///system")
 _WAIT_SECONDS = 30
 
 
@@ -41,6 +42,7 @@ class Boxes:
         require(["vagrant", "libvirtd", "virsh", "rsync"])
         try:
             self._stack.enter_context(daemons(self._accelerator))
+            self._stack.enter_context(_volumes_as_before())
             notes = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-vagrant-"))
             self._environment = {
                 **os.environ,
@@ -140,11 +142,23 @@ def daemons(accelerator: str) -> Iterator[None]:
                 one.wait()
 
 
+@contextlib.contextmanager
+def _volumes_as_before() -> Iterator[None]:
+    """Vagrant keeps a box's disk in libvirt's pool for the next time; one that was not there before goes again."""
+    before = _volumes()
+    yield
+    for name in _volumes() - before:
+        subprocess.run([*_VIRSH, "vol-delete", "--pool", "default", name], check=False, capture_output=True)
+
+
+def _volumes() -> set[str]:
+    done = subprocess.run([*_VIRSH, "vol-list", "default"], check=False, capture_output=True, text=True)
+    return {words[0] for line in done.stdout.splitlines() if "_vagrant_box_image_" in line and (words := line.split())}
+
+
 def _answers() -> bool:
     try:
-        done = subprocess.run(
-            ["virsh", "--connect", "qemu:///system", "version"], check=False, capture_output=True, timeout=_WAIT_SECONDS
-        )
+        done = subprocess.run([*_VIRSH, "version"], check=False, capture_output=True, timeout=_WAIT_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -34,7 +34,7 @@ threading.Thread(target=obey, daemon=True).start()
 for line in os.fdopen(os.dup(steps), "rb"):
     command = base64.b64decode(line).decode()
     if command == "systemctl reboot":
-        say(steps, "answer 0 \nstarted\nready 6.1\n")
+        say(steps, "started\nready 6.1\n")
     else:
         said = base64.b64encode(f"{name}, start {starts}: {command}\n".encode()).decode()
         say(steps, f"answer 3 {said}\n")
