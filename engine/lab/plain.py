@@ -39,18 +39,21 @@ class Caller:
         self._socket.setblocking(False)
         self._address = (address, port)
         self._state = "pending"
-        self._socket.connect_ex(self._address)
+        self._look()
 
     def state(self) -> dict[str, Any]:
         """`connected`, `pending`, or the name of the error."""
         if self._state == "pending":
-            # connect(2) on a connecting socket answers how far it is. It begins anew on one that has failed.
-            code = self._socket.connect_ex(self._address)
-            if code in (0, errno.EISCONN):
-                self._state = "connected"
-            elif code not in (errno.EALREADY, errno.EINPROGRESS):
-                self._state = errno.errorcode.get(code, str(code))
+            self._look()
         return {"state": self._state}
+
+    def _look(self) -> None:
+        # connect(2) on a connecting socket answers how far it is. On one that has failed it would begin anew.
+        code = self._socket.connect_ex(self._address)
+        if code in (0, errno.EISCONN):
+            self._state = "connected"
+        elif code not in (errno.EALREADY, errno.EINPROGRESS):
+            self._state = errno.errorcode.get(code, str(code))
 
     def close(self) -> None:
         self._socket.close()

@@ -26,9 +26,11 @@ def outcome(caller: Caller) -> str:
 
 
 def test_a_refused_call_stays_refused(closed: int) -> None:
-    # connect(2) on a socket that was refused begins a new call, and would say that it is under way.
+    # connect(2) on a socket that was refused begins a new call: that one would come about.
     caller = Caller(HERE, closed, HERE)
-    assert [outcome(caller) for _ in range(3)] == ["ECONNREFUSED"] * 3
+    assert outcome(caller) == "ECONNREFUSED"
+    with socket.create_server((HERE, closed)):
+        assert [outcome(caller) for _ in range(3)] == ["ECONNREFUSED"] * 3
     caller.close()
 
 
