@@ -13,15 +13,17 @@ _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _SO_RCVBUFFORCE = 33
 _BUFFER = 16 << 20
 _TCP, _UDP = 6, 17
+_SYN, _ACK = 0x02, 0x10
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A TCP segment or a UDP datagram: where to, and what it carries."""
+    """A TCP segment or a UDP datagram: where to, and what it carries. `opens`: the first of a TCP connection."""
 
     address: str
     port: int
     payload: bytes
+    opens: bool = False
 
 
 def dissect(frame: bytes) -> Segment | None:
@@ -39,7 +41,8 @@ def dissect(frame: bytes) -> Segment | None:
     header = 8 if transport == _UDP else 4 * (body[12] >> 4) if transport == _TCP and len(body) >= 20 else 0
     if not header or len(body) < header:
         return None
-    return Segment(str(ipaddress.ip_address(address)), int.from_bytes(body[2:4], "big"), body[header:])
+    opens = transport == _TCP and body[13] & (_SYN | _ACK) == _SYN
+    return Segment(str(ipaddress.ip_address(address)), int.from_bytes(body[2:4], "big"), body[header:], opens)
 
 
 class Capture:
@@ -53,15 +56,15 @@ class Capture:
         self._seen: list[Segment] = []
 
     def take(self, address: str, port: int, needle: bytes) -> dict[str, Any]:
-        """Return what was sent to this address and port, and forget it: `bytes` and `segments` of payload, whether
-        one of them held `needle`, and how many frames the capture itself has `missed`."""
+        """Return what was sent to this address and port, and forget it: `opened` connections, `bytes` and `segments` of
+        payload, whether one of them held `needle`, and how many frames the capture itself has `missed`."""
         self._drain()
         found = [seen for seen in self._seen if (seen.address, seen.port) == (address, port)]
         self._seen = [seen for seen in self._seen if (seen.address, seen.port) != (address, port)]
         payloads = [seen.payload for seen in found if seen.payload]
         _, missed = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         return {
-            "frames": len(found),
+            "opened": sum(seen.opens for seen in found),
             "segments": len(payloads),
             "bytes": sum(map(len, payloads)),
             "needle": bool(needle) and any(needle in payload for payload in payloads),

@@ -36,7 +36,7 @@ class Arrived:
     """What the capture on the server's side saw of one destination."""
 
     bytes: int
-    frames: int
+    opened: int
     segments: int
     needle: bool
     sound: bool
@@ -48,8 +48,8 @@ class Arrived:
 
     @property
     def silence(self) -> bool:
-        """Not even a SYN."""
-        return self.sound and self.frames == 0
+        """Not even a SYN. What a connection before this one still says, such as its end, is not meant."""
+        return self.nothing and self.opened == 0
 
 
 class Lab:
@@ -119,7 +119,7 @@ class Lab:
     def arrived(self, address: str = SERVER, port: int = PORT, needle: str = "") -> Arrived:
         """What reached the server at this address and port since the last time this was asked for it."""
         seen = self.server.ask("captured", address=address, port=port, needle=needle)
-        return Arrived(seen["bytes"], seen["frames"], seen["segments"], seen["needle"], seen["missed"] == 0)
+        return Arrived(seen["bytes"], seen["opened"], seen["segments"], seen["needle"], seen["missed"] == 0)
 
     def in_client(self, *words: str) -> Ended:
         """Run an administrator's command in the client's namespace, outside of the guarded control group."""

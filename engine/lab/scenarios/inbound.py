@@ -97,7 +97,7 @@ def _rejected(lab: Lab, saw: Sight) -> None:
         again = lab.python(ALLOWED, address, port=by_python)
         saw(again == "EPERM at connect", f"again: {again}")
         silent = all(lab.arrived(address, port).silence for port in REJECTED_SERVICES)
-        saw(silent, "not a packet arrived" if silent else "packets arrived")
+        saw(silent, "no SYN arrived" if silent else "something arrived")
     logged = _logged(lab, port=by_curl, verdict="reject")
     saw(bool(logged) and logged[0].exe == lab.curl_path, f"in the log: {logged[0].exe if logged else 'nothing'}")
 

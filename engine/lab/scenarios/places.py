@@ -22,7 +22,7 @@ def _container(lab: Lab, saw: Sight) -> None:
             answer = lab.curl(ALLOWED, address, place=place)
             saw((answer == ALLOWED) is may, f"{label}, {who}: {answer}")
             if not may:
-                saw(lab.arrived(address).silence, "not a packet arrived")
+                saw(lab.arrived(address).silence, "no SYN arrived")
         denials = until(partial(_denials, lab, source, address))
         saw(denials == {lab.curl_path}, f"denied in the log: {', '.join(denials) or 'nobody'}")
     lab.arrived()

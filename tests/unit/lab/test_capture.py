@@ -23,9 +23,9 @@ def frame(version: int, body: bytes, transport: int, options: bytes = b"", paddi
     return bytes(12) + b"\x86\xdd" + head + source + target + body + padding
 
 
-def tcp(payload: bytes, options: bytes = b"") -> bytes:
+def tcp(payload: bytes, options: bytes = b"", flags: int = 0x18) -> bytes:
     offset = (20 + len(options)) // 4
-    return struct.pack("!HHIIBBHHH", 40000, 443, 1, 1, offset << 4, 0x18, 1000, 0, 0) + options + payload
+    return struct.pack("!HHIIBBHHH", 40000, 443, 1, 1, offset << 4, flags, 1000, 0, 0) + options + payload
 
 
 def udp(payload: bytes) -> bytes:
@@ -47,6 +47,12 @@ def test_a_segment_is_its_address_port_and_payload(version: int, payload: bytes,
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_datagram_is_read_too(version: int) -> None:
     assert dissect(frame(version, udp(b"data"), 17)) == Segment(ADDRESSES[version][1], 443, b"data")
+
+
+@pytest.mark.parametrize(("flags", "opens"), [(0x02, True), (0xC2, True), (0x12, False), (0x10, False), (0x04, False)])
+def test_the_first_segment_of_a_connection_is_told_from_the_others(flags: int, opens: bool) -> None:
+    for version in (4, 6):
+        assert dissect(frame(version, tcp(b"", flags=flags), 6)) == Segment(ADDRESSES[version][1], 443, b"", opens)
 
 
 def test_ip_options_are_no_payload() -> None:

@@ -89,11 +89,11 @@ class Standing:
 
     def take(self, address: str, port: int, needle: bytes) -> dict[str, int]:
         seen = int(address == self._address)
-        return {"frames": seen, "segments": seen, "bytes": 10 * seen, "needle": seen, "missed": self._missed}
+        return {"opened": seen, "segments": seen, "bytes": 10 * seen, "needle": seen, "missed": self._missed}
 
 
 def test_what_arrived_arrived_on_any_of_the_devices() -> None:
     actor = Actor()
     assert "error" in actor.captured("192.0.2.1", 443)
     actor._captures += [Standing("192.0.2.1"), Standing("192.0.2.2", missed=3)]  # type: ignore[list-item]
-    assert actor.captured("192.0.2.2", 443) == {"frames": 1, "segments": 1, "bytes": 10, "needle": 1, "missed": 3}
+    assert actor.captured("192.0.2.2", 443) == {"opened": 1, "segments": 1, "bytes": 10, "needle": 1, "missed": 3}
