@@ -288,6 +288,42 @@ static inline __attribute__((always_inline)) void fill_event(struct verdict_even
 	event->part = r->s->flow.part;
 }
 
+/* Of ICMP, without its errors: queries and their answers (RFC 792, RFC 4443 4). */
+static inline __attribute__((always_inline)) int is_icmp(const struct scratch *s)
+{
+	return s->packet.tuple.transport == PROTO_ICMP || s->packet.tuple.transport == PROTO_ICMPV6;
+}
+
+static inline __attribute__((always_inline)) int is_icmp_request(const struct scratch *s)
+{
+	__u8 type = WINDOW_AT(s->window, s->packet.payload);
+
+	if (!s->packet.length)
+		return 0;
+	if (s->packet.tuple.transport == PROTO_ICMP)
+		return type == 8 || type == 13;
+	return type == 128;
+}
+
+static inline __attribute__((always_inline)) int is_icmp_answer(const struct scratch *s)
+{
+	__u8 type = WINDOW_AT(s->window, s->packet.payload);
+
+	if (!s->packet.length)
+		return 0;
+	if (s->packet.tuple.transport == PROTO_ICMP)
+		return type == 0 || type == 14;
+	return type == 129;
+}
+
+/* The key in inbound_flows of a packet that comes in. */
+static inline __attribute__((always_inline)) void inbound_key(struct scratch *s)
+{
+	__builtin_memcpy(&s->reversed, &s->packet.tuple, sizeof(s->reversed));
+	if (is_icmp(s))
+		s->reversed.dport = is_icmp_answer(s) ? ICMP_ANSWER_IN : ICMP_REQUEST_IN;
+}
+
 /* What stands for a flow that was opened from outside: the tuple is all there is of it, before its socket exists. */
 static inline __attribute__((always_inline)) void remember_inbound(struct scratch *s, __u8 verdict, __u8 flags)
 {
@@ -304,7 +340,8 @@ static inline __attribute__((always_inline)) void remember_inbound(struct scratc
 	flow->verdict = verdict;
 	flow->flags = flags;
 	flow->opened_by = OPENED_OUTSIDE;
-	if (inbound_flows.update(&s->packet.tuple, flow))
+	inbound_key(s);
+	if (inbound_flows.update(&s->reversed, flow))
 		count(COUNT_LOST_INBOUND_FLOW);
 }
 
@@ -636,6 +673,7 @@ static inline __attribute__((always_inline)) __u32 kind_of(__u32 ifindex)
 	return kind ? *kind : INTERFACE_ETHERNET;
 }
 
+/* The key in inbound_flows of a packet that goes out: that of what comes in on the same flow. */
 static inline __attribute__((always_inline)) void reverse(struct scratch *s)
 {
 	const struct tuple *t = &s->packet.tuple;
@@ -646,6 +684,10 @@ static inline __attribute__((always_inline)) void reverse(struct scratch *s)
 	s->reversed.sport = t->dport;
 	s->reversed.dport = t->sport;
 	s->reversed.transport = t->transport;
+	if (is_icmp(s))
+		s->reversed.dport = is_icmp_request(s) ? ICMP_ANSWER_IN
+				    : is_icmp_answer(s) ? ICMP_REQUEST_IN
+							: ICMP_OTHER;
 }
 
 #define DNS_PORT 53
@@ -701,6 +743,8 @@ static inline __attribute__((always_inline)) void sent(struct run *r)
 	__u64 until = bpf_ktime_get_ns() + ANSWER_NS;
 
 	reverse(s);
+	if (is_icmp(s) && s->reversed.dport != ICMP_ANSWER_IN)
+		return;
 	known = inbound_flows.lookup(&s->reversed);
 	if (known && known->opened_by == OPENED_HERE) {
 		known->expires = until;
@@ -1159,7 +1203,8 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 	opening = s->tcp && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK);
 	if (s->tcp && (p->tcp_flags & TCP_FLAG_RST))
 		return OUTCOME_PASS;
-	known = inbound_flows.lookup(&p->tuple);
+	inbound_key(s);
+	known = inbound_flows.lookup(&s->reversed);
 	if (opening) {
 		s->start = p->seq + 1;
 		if (known && known->start != s->start)

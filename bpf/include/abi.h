@@ -325,8 +325,14 @@ struct held {
 /*
  * What is known of a flow between this host and a peer, by the tuple of the packets that come in. A flow that was opened
  * from outside has its verdict here, as socket_state has those that were opened here. For datagrams, also that
- * they have been sent from here: what comes in is then an answer.
+ * they have been sent from here: what comes in is then an answer. ICMP has no ports: dport says what it is in this map.
  */
+enum icmp_kind {
+	ICMP_REQUEST_IN = 0, /* comes in, and what goes out in answer to it */
+	ICMP_ANSWER_IN = 1,  /* comes in as an answer, and the request that went out */
+	ICMP_OTHER = 2,	     /* goes out, and neither asks nor answers: no flow of anything that comes in */
+};
+
 enum opened_by {
 	OPENED_OUTSIDE = 1,
 	OPENED_HERE = 2,

@@ -87,6 +87,12 @@ class Hook(IntEnum):
     INGRESS = 1
 
 
+class IcmpKind(IntEnum):
+    REQUEST_IN = 0
+    ANSWER_IN = 1
+    OTHER = 2
+
+
 class OpenedBy(IntEnum):
     OUTSIDE = 1
     HERE = 2

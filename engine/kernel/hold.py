@@ -27,6 +27,7 @@ _PACKET_VNET_HDR = 15
 _PACKET_QDISC_BYPASS = 20
 _SO_RCVBUFFORCE = 33
 _SO_PRIORITY, _SO_MARK = 12, 36
+_MARK = struct.Struct("=I")
 _FRAME_BYTES = 1 << 18
 _STATISTICS = struct.Struct("=II")
 # struct tpacket_auxdata: status, two lengths, two offsets, then the tag; its presence and its protocol's are bits.
@@ -141,7 +142,8 @@ class Hold:
         back = self._back.pop(ifindex, None)
         if back is None:
             back = self._packet_socket()
-            back.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+            # As bytes: an int of more than 31 bits is none to setsockopt.
+            back.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(self._mark))
             back.setsockopt(socket.SOL_SOCKET, _SO_PRIORITY, ifindex)
             back.bind((self._device, 0))
         if self._sent(back, frame):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from engine.abi.numbers import FlowFlag, Hook, KernelVerdict, OpenedBy
+from engine.abi.numbers import FlowFlag, Hook, IcmpKind, KernelVerdict, OpenedBy
 from engine.abi.records import InboundFlow
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
@@ -15,6 +15,7 @@ from engine.runtime.identify import Identifier
 
 VNET_BYTES = 10
 _NO_OFFLOAD = bytes(VNET_BYTES)
+_ICMP = frozenset({1, 58})
 _ANSWER_NS = 180 * 10**9
 """ANSWER_NS of bpf/gate.c: how long what comes in is taken for the answer to a datagram."""
 
@@ -39,8 +40,10 @@ class Way:
     def expect_answers(self, flow: Flow) -> None:
         """Let the gate know that this flow's datagrams left from here: what comes back is their answer."""
         until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + _ANSWER_NS
-        answer = InboundFlow(KernelVerdict.NONE, OpenedBy.HERE, expires=until)
-        self._gate.put_inbound(flow.tuple.reversed(), answer)
+        key = flow.tuple.reversed()
+        if key.transport in _ICMP:
+            key = key._replace(dport=IcmpKind.ANSWER_IN)
+        self._gate.put_inbound(key, InboundFlow(KernelVerdict.NONE, OpenedBy.HERE, expires=until))
 
     def refuse(self, frame: Frame) -> bool:
         """Tell the sender of a frame at once that it is refused: by a reset, or an ICMP error. False where nobody may

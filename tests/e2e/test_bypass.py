@@ -25,8 +25,6 @@ OPEN = {
     "interpreter",
     "LD_PRELOAD",
     "SCM_RIGHTS from the listed program",
-    # ICMP has no ports: what came in is taken for the same flow.
-    "ICMP echo after a ping",
     # With CAP_NET_RAW.
     "raw socket: acknowledgement",
     "packet socket past the qdisc",

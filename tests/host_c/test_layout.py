@@ -26,6 +26,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "interface_kind": (numbers.InterfaceKind, "INTERFACE_"),
     "hook": (numbers.Hook, "HOOK_"),
     "opened_by": (numbers.OpenedBy, "OPENED_"),
+    "icmp_kind": (numbers.IcmpKind, "ICMP_"),
     "strategy_kind": (numbers.StrategyKind, "STRATEGY_"),
     "name_class": (numbers.NameClass, "NAME_CLASS_"),
     "stage": (numbers.StageNumber, "STAGE_"),

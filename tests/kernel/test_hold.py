@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from engine.abi.numbers import Counter, FlowFlag, KernelVerdict, Mode, PostureBit, StageNumber
 from engine.abi.records import VerdictEntry
+from engine.kernel.hold import VNET_BYTES, Hold
 from engine.protocols.packet import SYN
 from tests.kernel.lab import ALLOW, DENY, INSIDE, OUTSIDE, OUTSIDE6, UDP, UNDECIDED, Watch, cgroup_id, key
+from tests.support import captures
 from tests.support.netns import Agent, Wire
 
 
@@ -255,3 +259,31 @@ def test_a_name_verdict_of_a_datagram_flow_is_asked_again_for_a_new_connection(w
     for first in (b"\xc3\0\0\0\x01", b"\xd3\x6b\x33\x43\xcf"):
         client.do(f"s.sendto({first!r} + bytes(1195), ({OUTSIDE!r}, 5306))")
         assert watch.held().packet.payload[:5] == first
+
+
+@pytest.mark.parametrize("mark", [1, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_frame_that_is_delivered_comes_in_by_its_interface(
+    watch: Watch, client: Agent, near: Wire, mark: int
+) -> None:
+    """Whatever secret the engine drew; and with another one, nobody's frame does."""
+    lab = watch.lab
+    watch.configure(release_mark=mark)
+    client.do(f"u = bound({INSIDE!r}, 5301)")
+    packet = captures.ipv4(17, captures.udp(5302, 5301, b"delivered"), src=OUTSIDE, dst=INSIDE)
+    words = sum(struct.unpack("!10H", packet[:20]))
+    checksum = ~(words + (words >> 16)) & 0xFFFF
+    frame = captures.ethernet(packet[:10] + checksum.to_bytes(2, "big") + packet[12:])
+    mine = bytes.fromhex(lab.inside.ip("-o", "link", "show", "guarded").split("link/ether ")[1][:17].replace(":", ""))
+    frame = mine + frame[6:]
+    index = lab.loaded.interfaces["guarded"]
+
+    def deliver(secret: int, sent: bytes) -> bool:
+        hold = Hold(lab.pins.held_device, 1 << 20, secret)
+        try:
+            return hold.deliver(index, bytes(VNET_BYTES) + sent)
+        finally:
+            hold.close()
+
+    assert not lab.inside.call(lambda: deliver(mark ^ 2, frame.replace(b"delivered", b"forgotten")))
+    assert lab.inside.call(lambda: deliver(mark, frame))
+    assert client.do("u.recv(64)") == b"delivered"

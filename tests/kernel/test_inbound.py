@@ -4,6 +4,8 @@ the answers to what left."""
 from __future__ import annotations
 
 import errno
+import itertools
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from tests.kernel.host import Host, awaited
 from tests.kernel.lab import INSIDE, INSIDE6, OUTSIDE, OUTSIDE6
 from tests.support.hello import client_hello
 
+NUMBERS = itertools.count(1)
 SERVED, REJECTED, NAMED, CLOSED = 8080, 8081, 8443, 9999
 POLICY = {
     "sallyport.rego": 'package sallyport\n\ndefault_verdict := "allow"\n\ninbound_verdict := "deny"\n',
@@ -200,4 +203,40 @@ def test_a_policy_without_a_word_on_it_lets_everything_in(host: Host) -> None:
         awaited(lambda: refused(host, INSIDE, CLOSED) == 0, host.engine.told)
     finally:
         root.write_text(text)
+        awaited(lambda: refused(host, INSIDE, CLOSED) == errno.ETIMEDOUT, host.engine.told)
+
+
+def pinged(host: Host, *, outside: bool, kind: int = 8) -> bool:
+    """Send one ICMP message from one side to the other by a raw socket; does its data get there?"""
+    near, far = host.agent(outside=outside), host.agent(outside=not outside)
+    target = INSIDE if outside else OUTSIDE
+    raw = "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)"
+    far.do(f"r = {raw}; r.settimeout(2)")
+    data = struct.pack("!BBHHH", kind, 0, 0, 7, next(NUMBERS)) + b"told"
+    total = sum(struct.unpack("!6H", data))
+    message = data[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + data[4:]
+    near.do(f"r = {raw}; r.sendto({message!r}, ({target!r}, 0))")
+    try:
+        return bool(far.do(f"d = b''\nwhile {message!r} not in d:\n    d = r.recv(256)\nTrue"))
+    except OSError:
+        return False
+
+
+def test_who_was_let_in_with_a_ping_is_not_told_more_than_the_answer(host: Host) -> None:
+    """ICMP has no ports: without its types apart, one ping would make a flow of all ICMP between two hosts."""
+    root, words = host.policy / "sallyport.rego", (host.policy / "sallyport.rego").read_text()
+    try:
+        root.write_text(
+            words.replace('default_verdict := "allow"', 'default_verdict := "deny"').replace(
+                'inbound_verdict := "deny"', 'inbound_verdict := "allow"'
+            )
+        )
+        awaited(lambda: refused(host, INSIDE, CLOSED) != errno.ETIMEDOUT, host.engine.told)
+        answered = host.engine.status()["counters"]["passed_released"]
+        assert pinged(host, outside=True)
+        assert host.engine.status()["counters"]["passed_released"] > answered
+        assert not pinged(host, outside=False)
+        assert not pinged(host, outside=False, kind=13)
+    finally:
+        root.write_text(words)
         awaited(lambda: refused(host, INSIDE, CLOSED) == errno.ETIMEDOUT, host.engine.told)

@@ -117,7 +117,7 @@ class Visitors(Maker):
         elif flow.transport == UDP:
             inside = captures.udp(flow.sport, flow.dport, self.one((b"", b"query", *DATAGRAMS)))
         else:
-            inside = self.one((b"", *(bytes([kind]) + bytes(23) for kind in (8, 3, 11, 1, 2, 128, 135))))
+            inside = self.one((b"", *(bytes([kind]) + bytes(23) for kind in (8, 0, 3, 11, 1, 2, 128, 129, 135))))
         packet = self._ip(version, flow.transport, inside, flow)
         frame = bytearray(self._ethernet(packet) if link else packet)
         if self.odds(1):

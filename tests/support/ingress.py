@@ -15,6 +15,7 @@ from engine.abi.numbers import (
     EventType,
     FlowFlag,
     Hook,
+    IcmpKind,
     KernelVerdict,
     Mode,
     OpenedBy,
@@ -69,7 +70,8 @@ class Ingress:
         opening = tcp and bool(read.flags & packets.SYN) and not read.flags & packets.ACK
         if tcp and read.flags & packets.RST:
             return Outcome.PASS
-        known = gate.inbounds.get(flow)
+        key = _key(read)
+        known = gate.inbounds.get(key)
         start = (read.seq + 1) & 0xFFFFFFFF if opening else 0
         if opening and known is not None and known.start != start:
             known = None
@@ -81,7 +83,7 @@ class Ingress:
             known = None
         if not tcp and known is None and self._is_error(read):
             return self._passed(Counter.PASSED_REPLY)
-        run = _Run(flow, tcp, start, read, FlowFlag.STARTED if tcp else FlowFlag(0))
+        run = _Run(flow, key, tcp, start, read, FlowFlag.STARTED if tcp else FlowFlag(0))
         if known is not None:
             run.before, run.start = known.verdict_id, start if opening else known.start
             if known.generation == self._generation and self._unexpired(known.expires):
@@ -105,7 +107,7 @@ class Ingress:
             undecided = InboundFlow(
                 KernelVerdict.UNDECIDED, OpenedBy.OUTSIDE, self._generation, 0, run.start, int(FlowFlag.STARTED)
             )
-            gate.inbounds.put(flow, undecided)
+            gate.inbounds.put(run.key, undecided)
             if not read.payload:
                 return Outcome.PASS
         return self._hold(run, StageNumber.PAYLOAD)
@@ -156,7 +158,7 @@ class Ingress:
             entry.verdict, OpenedBy.OUTSIDE, self._generation, entry.id, run.start, int(run.flags), entry.expires,
             entry.by_name,
         )  # fmt: skip
-        self.gate.inbounds.put(run.flow, state)
+        self.gate.inbounds.put(run.key, state)
         flags = FlowFlag.NO_STORAGE | FlowFlag.INBOUND | (FlowFlag.OBSERVE if self._observe else FlowFlag(0))
         self.told.append(
             VerdictEvent(
@@ -206,8 +208,18 @@ class Ingress:
 @dataclass
 class _Run:
     flow: Tuple
+    key: Tuple
     tcp: bool
     start: int
     read: Headers
     flags: FlowFlag
     before: int = 0
+
+
+def _key(read: Headers) -> Tuple:
+    """The key in inbound_flows: an answer to a ping is another flow than a ping."""
+    answers = {1: (0, 14), 58: (129,)}.get(read.flow.transport)
+    if answers is None:
+        return read.flow
+    kind = read.payload[0] if read.payload else -1
+    return read.flow._replace(dport=IcmpKind.ANSWER_IN if kind in answers else IcmpKind.REQUEST_IN)
