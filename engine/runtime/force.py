@@ -147,7 +147,7 @@ class Force:
                     int(passed),
                     entry.expires,
                     entry.by_name,
-                ),  # fmt: skip
+                ),
             )
         except MapFullError as error:
             self._on_full(error)
