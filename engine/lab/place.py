@@ -42,9 +42,10 @@ class Ended:
 
     @property
     def last_words(self) -> str:
-        """The last line that says something, for people."""
+        """The last line that says something, for people; how it ended where there is none."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        return lines[-1] if lines else ""
+        ending = f"nothing within {self.seconds:.0f} s" if self.code == TIMED_OUT else f"nothing, and ended with {self.code}"
+        return lines[-1] if lines else f"it said {ending}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Place:
             start_new_session=True,
         )  # fmt: skip
 
-    def run(self, words: Sequence[str], stdin: str = "", seconds: float = 10.0) -> Ended:
+    def run(self, words: Sequence[str], stdin: str = "", seconds: float = 60.0) -> Ended:
         """Run a program to its end, or to the end of its time."""
         began = time.monotonic()
         try:
