@@ -44,8 +44,10 @@ class Ended:
     def last_words(self) -> str:
         """The last line that says something, for people; how it ended where there is none."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        ending = f"nothing within {self.seconds:.0f} s" if self.code == TIMED_OUT else f"nothing, and ended with {self.code}"
-        return lines[-1] if lines else f"it said {ending}"
+        if lines:
+            return lines[-1]
+        ending = f" within {self.seconds:.0f} s" if self.code == TIMED_OUT else f", and ended with {self.code}"
+        return f"it said nothing{ending}"
 
 
 @dataclass(frozen=True)
