@@ -227,9 +227,9 @@ static inline __attribute__((always_inline)) int packet_ipv6(const __u8 *w, __u3
 		}
 		next = WINDOW_AT(w, at);
 		at += length;
+		PACKET_FORGET(p, at);
 		if (at > end)
 			return PACKET_MALFORMED;
-		PACKET_FORGET(p, at);
 	}
 	if (packet_is_extension(next))
 		return PACKET_MALFORMED;

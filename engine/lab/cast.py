@@ -22,7 +22,7 @@ class Remote:
         self._process = place.start([sys.executable, "-m", program], stderr=subprocess.PIPE)
         self._rest = b""
 
-    def ask(self, order: str, seconds: float = 15.0, **how: Any) -> dict[str, Any]:
+    def ask(self, order: str, seconds: float = 120.0, **how: Any) -> dict[str, Any]:
         """Give an order and return its answer. LabError when the actor dies or stays silent for `seconds`."""
         self.tell(order, **how)
         return self.hear(order, seconds)
@@ -37,7 +37,7 @@ class Remote:
         except BrokenPipeError:
             raise self._dead(order) from None
 
-    def hear(self, order: str, seconds: float = 15.0) -> dict[str, Any]:
+    def hear(self, order: str, seconds: float = 120.0) -> dict[str, Any]:
         stdout = self._process.stdout
         assert stdout is not None  # noqa: S101
         deadline = time.monotonic() + seconds

@@ -11,7 +11,7 @@ PAUSE = 0.01
 """Seconds between two looks."""
 
 
-def until(look: Callable[[], T], seconds: float = 8.0) -> T:
+def until(look: Callable[[], T], seconds: float = 60.0) -> T:
     """Return the first true answer of `look`, or its last one when none came within `seconds`."""
     deadline = time.monotonic() + seconds
     while not (answer := look()) and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ from engine.lab.scenarios.names import ALLOWED, DENIED_NAME
 from engine.lab.topology import SHOP, SHOP6
 from engine.lab.waiting import until
 
-_NOTICE_SECONDS = 30.0
+_NOTICE_SECONDS = 120.0
 
 
 def _container(lab: Lab, saw: Sight) -> None:
