@@ -408,6 +408,10 @@ class Gatekeeper:
         # Allowed at connect, but a person spoke about names: the flow stays open until its name is read.
         passes = decision.verdict is Verdict.ALLOW
         open_name = passes and stage is Stage.CONNECT and not flow.inbound and self._orders.speak_of_names
+        refused = decision.verdict in (Verdict.DENY, Verdict.REJECT) and not observed
+        if refused and stage is Stage.PAYLOAD:
+            # Before the drop takes force: a reset that tells the peer would be dropped with the rest.
+            self._refuse(flow, decision.verdict, stage, waiting.frames)
         flow.verdict_id = force.install(
             decision, where, place(flow, force.number), facts.name,
             flow_verdict=KernelVerdict.UNDECIDED if open_name else None,
@@ -427,7 +431,7 @@ class Gatekeeper:
                     self._way.expect_answers(flow)
                 for frame in waiting.frames:
                     self._way.release(flow, frame)
-            else:
+            elif stage is Stage.CONNECT:
                 self._refuse(flow, decision.verdict, stage, waiting.frames)
         self.tell(flow, decision, stage, observed=observed, held_ns=held_ns)
         if decision.failed:

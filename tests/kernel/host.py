@@ -20,7 +20,7 @@ from engine.runtime.control import ask
 from tests.kernel.lab import DEVICE, ROOT, Lab
 from tests.support.netns import Namespace
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds until whatever is awaited of an engine on a busy machine counts as not coming."""
 CLOSED, OPEN = 20000, 10000
 """Ports from these on, a thousand each: denied, and allowed. Below the ports that clients are given."""

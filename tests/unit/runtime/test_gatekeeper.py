@@ -119,7 +119,7 @@ def test_the_verdict_is_written_before_the_frames_leave(tmp_path: Path) -> None:
     run(scene())
 
 
-def test_the_deny_is_written_before_the_socket_is_ended(rig: Rig) -> None:
+def test_the_socket_is_ended_before_its_resets_would_be_dropped(rig: Rig) -> None:
     async def scene() -> None:
         client = rig.client()
         client.send(client.syn())
@@ -127,7 +127,9 @@ def test_the_deny_is_written_before_the_socket_is_ended(rig: Rig) -> None:
         rig.calls.clear()
         client.send(client.tcp(BAD))
         await rig.settle()
-        assert [name for name, _ in rig.calls][-2:] == ["flow", "cut"]
+        actions = [name for name, _ in rig.calls]
+        assert actions[0] == "cut"
+        assert "flow" in actions[1:]
 
     run(scene())
 
