@@ -79,7 +79,9 @@ def _detach_links(pins: Pins, ours: frozenset[int], done: Detached) -> None:
                 removed = filters.unguard(ip, link.index, ours)
                 removed = attach.detach_xdp(link.index, ours) or removed
             except (SallyportError, OSError) as error:
-                done.problems.append(f"interface {link.name}: {error}")
+                # One that went meanwhile took its filters along.
+                if any(present.index == link.index for present in links(ip)):
+                    done.problems.append(f"interface {link.name}: {error}")
                 continue
             if removed:
                 done.interfaces.append(str(link.index))
