@@ -39,4 +39,4 @@ def test_only_an_interface_that_is_still_there_is_a_problem(
     done = Detached("test")
     detach._detach_links(Pins.of(tmp_path), frozenset(), done)
     assert done.problems == problems
-    assert done.interfaces == [GATE.name]
+    assert done.interfaces == [str(GATE.index)]
