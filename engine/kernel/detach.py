@@ -9,19 +9,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from engine.abi.numbers import Mode
 from engine.abi.records import Config
 from engine.errors import SallyportError
-from engine.kernel import attach, filters, libbpf
+from engine.kernel import attach, filters, libbpf, netns
 from engine.kernel.netlink import links, netlink
 from engine.kernel.order import Detached
 from engine.kernel.pins import Pins, Record, netns_inode
-
-_CLONE_NEWNET = 0x40000000
 
 
 def detach(pins: Pins) -> Detached:
@@ -89,31 +86,15 @@ def _detach_links(pins: Pins, ours: frozenset[int], done: Detached) -> None:
 
 
 def _in_netns(inode: int, work: Callable[[], None]) -> None:
-    """Run `work` in the network namespace with this inode number, in a thread of its own: setns(2) is per thread."""
+    """Run `work` in the network namespace with this inode number."""
     if inode == netns_inode():
         work()
         return
     path = _netns_path(inode)
     if path is None:
         return  # the namespace is gone, and with it every interface and filter in it
-    failure: list[BaseException] = []
-
-    def enter() -> None:
-        try:
-            fd = os.open(path, os.O_RDONLY)
-            if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), str(path))
-            os.close(fd)
-            work()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
+    with path.open("rb") as namespace:
+        netns.within(namespace.fileno(), work)
 
 
 def _netns_path(inode: int) -> Path | None:

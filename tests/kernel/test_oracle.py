@@ -28,18 +28,13 @@ from tests.kernel.worlds import Maker, now
 from tests.support.egress import Outcome, Socket
 from tests.support.oracle import Oracle
 from tests.support.simulator import SimulatedGate
-from tests.support.testrun import TestRun
+from tests.support.testrun import LOOPBACK, PASS, REDIRECT, SHORTEST, SHOT, TestRun, counted
 
 PACKETS = 16
-PASS, SHOT, REDIRECT = -1, 2, 7
 ACTIONS = {Outcome.PASS: PASS, Outcome.DROP: SHOT, Outcome.HOLD: REDIRECT}
 EGRESS = (*tuple(Counter)[: Counter.REFUSED_CONNECT], Counter.WOULD_DROP, Counter.HELD_REJECT)
 ELSEWHERE = frozenset(Counter) - frozenset(EGRESS) | {Counter.DROPPED_SOURCE, Counter.DROPPED_MAP_FULL}
 """Counters of other programs and hooks, and of maps that these worlds are too small to fill."""
-SHORTEST = 14 + 40
-"""BPF_PROG_TEST_RUN refuses what is shorter than the headers that its type promises; tests/host_c truncates further."""
-LOOPBACK = 1
-"""TEST_RUN's packets belong to the loopback device of the namespace."""
 STATE = struct.Struct("<QQIIIIQQIIBBBBIII")
 """struct socket_state, which no map carries to the engine: identity, opened, expires, generation, verdict_id, verdict,
 stage, flags, origin, start, connections, pad."""
@@ -111,10 +106,6 @@ def bench() -> Iterator[Bench]:
         if bench is not None:
             bench.close()
         lab.close()
-
-
-def counted(before: dict[Counter, int], after: dict[Counter, int]) -> dict[Counter, int]:
-    return {which: after[which] - before[which] for which in after if after[which] != before[which]}
 
 
 def verdicts_told(bench: Bench) -> list[VerdictEvent]:

@@ -37,13 +37,10 @@ from tests.support import captures
 from tests.support.egress import Outcome
 from tests.support.ingress import Ingress
 from tests.support.simulator import SimulatedGate
-from tests.support.testrun import TestRun
+from tests.support.testrun import LOOPBACK, PASS, REDIRECT, SHORTEST, SHOT, TestRun, counted
 
 PACKETS = 16
-PASS, SHOT, REDIRECT = -1, 2, 7
 ACTIONS = {Outcome.PASS: PASS, Outcome.DROP: SHOT, Outcome.HOLD: REDIRECT}
-SHORTEST = 14 + 40
-LOOPBACK = 1
 REACHED = (
     Counter.PASSED_NEVER_DENY, Counter.PASSED_REPLY, Counter.PASSED_POSTURE, Counter.HELD_INBOUND, Counter.HELD_REJECT,
     Counter.HIT_DEST, Counter.HIT_SET, Counter.DROPPED_INBOUND, Counter.DROPPED_FRAGMENT, Counter.DROPPED_MALFORMED,
@@ -202,12 +199,8 @@ def check(bench: Bench, seed: int, *, enforcing: bool = False) -> None:
         before, modelled = bench.gate.counters(), simulated.counters()
         done = bench.program(frame)
         outcome = oracle.packet(frame)
-        counters = bench.gate.counters()
-        got = {which: counters[which] - before[which] for which in Counter if counters[which] != before[which]}
-        model = simulated.counters()
-        assert got == {which: model[which] - modelled[which] for which in Counter if model[which] != modelled[which]}, (
-            why
-        )
+        got = counted(before, bench.gate.counters())
+        assert got == counted(modelled, simulated.counters()), why
         assert done.action == ACTIONS[outcome], why
         assert done.frame == frame, why
         told, oracle.told = oracle.told, []

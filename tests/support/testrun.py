@@ -7,11 +7,18 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.abi.numbers import Counter
 from engine.kernel import libbpf
 
 _BPF_PROG_TEST_RUN = 10
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _ROOM = 4096
+SHORTEST = 14 + 40
+"""BPF_PROG_TEST_RUN refuses what is shorter than the headers that its type promises; tests/host_c truncates further."""
+LOOPBACK = 1
+"""TEST_RUN's packets belong to the loopback device of the namespace."""
+PASS, SHOT, REDIRECT = -1, 2, 7
+"""TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT (linux/pkt_cls.h)."""
 
 
 class _Attributes(ctypes.Structure):
@@ -63,3 +70,8 @@ class TestRun:
 
     def close(self) -> None:
         os.close(self._program)
+
+
+def counted(before: dict[Counter, int], after: dict[Counter, int]) -> dict[Counter, int]:
+    """Return what moved between two readings of the counters, and by how much."""
+    return {which: after[which] - before[which] for which in after if after[which] != before[which]}
