@@ -30,8 +30,8 @@ bench: setup ## measure the figures of docs/bench.json (root, or sudo; a quiet m
 vm-test: ## run the kernel tests and the lab in a throw-away machine: KERNEL=6.1, TESTS=tests/kernel (QEMU)
 	@python3 -m vagrant.vm test --kernel $(or $(KERNEL),6.1) $(TESTS)
 
-vm-matrix: ## the same and more on four kernels, or on KERNEL; writes docs/kernels.md
-	@python3 -m vagrant.vm matrix $(addprefix --kernel ,$(KERNEL))
+vm-matrix: ## the same and more on four kernels, or on KERNEL, with TESTS; writes docs/kernels.md
+	@python3 -m vagrant.vm matrix $(addprefix --kernel ,$(KERNEL)) $(TESTS)
 
 vm-stories: ## play vagrant/scenarios on two machines, reboots and power cuts included; KERNEL=6.1 (QEMU)
 	@python3 -m vagrant.vm stories --kernel $(or $(KERNEL),6.1)

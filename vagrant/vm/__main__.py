@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vagrant.vm import acceleration, box, kernels, stories, tree, trial
 from vagrant.vm.archive import Archive
-from vagrant.vm.errors import LabError
+from vagrant.vm.errors import LabError, UsageError
 from vagrant.vm.matrix import Row, read, render, row, write
 from vagrant.vm.pair import Pair
 from vagrant.vm.place import CHECKOUT, cache, require
@@ -32,6 +32,7 @@ examples:
   python3 -m vagrant.vm test --kernel 6.1
   python3 -m vagrant.vm test --kernel newest --step kernel tests/kernel/test_hold.py
   python3 -m vagrant.vm matrix --kernel 6.1 --kernel 6.12
+  python3 -m vagrant.vm matrix --step kernel tests/kernel/test_hold.py tests/kernel/test_verdicts.py
 """
 
 
@@ -60,7 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
     matrix = commands.add_parser("matrix", help="run everything on several kernels and write docs/kernels.md")
     matrix.add_argument("--kernel", action="append", help=f"only this one (default: {', '.join(kernels.MATRIX)})")
     matrix.add_argument("--step", action="append", help="only these steps")
-    matrix.set_defaults(run=_matrix, tests=[])
+    matrix.add_argument("tests", nargs="*", help="for the step kernel: whole files (default: tests/kernel)")
+    matrix.set_defaults(run=_matrix)
     first = commands.add_parser("first-run", help="the README's two commands on clean systems")
     first.add_argument("systems", nargs="*", help=f"some of {', '.join(tree.SYSTEMS)} (default: all)")
     first.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
@@ -151,6 +153,8 @@ def _first_run(args: argparse.Namespace) -> int:
 def _matrix(args: argparse.Namespace) -> int:
     steps = args.step or trial.MATRIX_STEPS
     trial.check_steps(steps)
+    if parts := [test for test in args.tests if "::" in test]:
+        raise UsageError(f"{parts[0]} is part of a file.", hint="The table counts by files: name whole ones.")
     wanted = args.kernel or kernels.MATRIX
     for one in wanted:
         kernels.check_wanted(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,21 @@ a throw-away machine on QEMU; see vagrant/README.md.
 
 | Linux | build | gate and observers load | tests/kernel | lab | bypass suite |
 |---|---|---|---|---|---|
+"""
+
+_BYPASS = """
+## The bypass suite
+
+What `sallyport selftest bypass` saw, for each attempt that some kernel does not block; all others are blocked on all.
+docs/bypass.md has them all, and what the words mean.
+
+"""
+
+_TESTS = """
+## Tests of tests/kernel, by file
+
+Emulated, the whole folder takes hours, so it is tried by files.
+
 """
 
 _PROGRAMS = """
@@ -49,41 +64,65 @@ def write(file: Path, rows: Mapping[str, Row]) -> None:
 
 
 def row(before: Row | None, outcome: Outcome) -> Row:
-    """A kernel's figures after a trial. Of another build nothing is kept: a row is about one kernel."""
+    """A kernel's figures after a trial. Of another build nothing is kept: a row is about one kernel. Tests may be tried
+    some files at a time, so those of a trial before stay."""
     kept = before if before and before["release"] == outcome.release else {}
-    return {**kept, **outcome.findings, "release": outcome.release}
+    after = {**kept, **outcome.findings, "release": outcome.release}
+    if "kernel" in kept and "kernel" in outcome.findings:
+        now = outcome.findings["kernel"]
+        after["kernel"] = {**now, "files": {**kept["kernel"]["files"], **now["files"]}}
+    return after
 
 
 def render(rows: Mapping[str, Row]) -> str:
     """The document's text."""
     lines = sorted(rows, key=version_number)
     text = _HEAD + "".join(_overview(line, rows[line]) for line in lines)
-    surveyed = [line for line in lines if "survey" in rows[line]]
-    if surveyed:
-        text += _PROGRAMS + _table("program", surveyed, rows, "programs", _size)
-        text += _FEATURES + _table("feature", surveyed, rows, "features", _state)
-        text += _reasons(surveyed, rows)
+    if tried := [line for line in lines if "bypass" in rows[line]]:
+        text += _BYPASS + _ends(tried, rows)
+    if tested := [line for line in lines if "kernel" in rows[line]]:
+        text += _TESTS + _table("file", tested, {line: rows[line]["kernel"]["files"] for line in tested}, _count)
+    if surveyed := [line for line in lines if "survey" in rows[line]]:
+        found = {line: rows[line]["survey"] for line in surveyed}
+        text += _PROGRAMS + _table("program", surveyed, {line: found[line]["programs"] for line in surveyed}, _size)
+        text += _FEATURES + _table("feature", surveyed, {line: found[line]["features"] for line in surveyed}, _state)
+        text += _reasons({line: found[line]["features"] for line in surveyed}, _feature)
     failures = [
         f"- {line}, {step}: {name}\n"
         for line in lines
         for step in ("kernel", "lab", "bypass")
-        for name in rows[line].get(step, {}).get("failed", [])
+        for name in _failed(step, rows[line].get(step, {}))
     ]
     if failures:
-        text += "\n## What failed, and what is open in the bypass suite\n\n" + "".join(failures)
+        text += "\n## What failed\n\n" + "".join(failures)
     return text
 
 
 def _overview(line: str, one: Row) -> str:
     loads = "yes" if one.get("survey", {}).get("programs") else "not tried"
     return (
-        f"| {line} | {one['release']} | {loads} | {_count(one.get('kernel'))} | {_count(one.get('lab'))} "
+        f"| {line} | {one['release']} | {loads} | {_files(one.get('kernel'))} | {_count(one.get('lab'))} "
         f"| {_bypass(one.get('bypass'))} |\n"
     )
 
 
 def _count(step: Mapping[str, Any] | None) -> str:
     return f"{step['passed']} of {step['tests']}" if step else "not tried"
+
+
+def _files(step: Mapping[str, Any] | None) -> str:
+    """How many tests passed, and of how many of the folder's files they are."""
+    if not step:
+        return "not tried"
+    files = step["files"].values()
+    passed, tests = (sum(file[what] for file in files) for what in ("passed", "tests"))
+    return f"{passed} of {tests} ({len(files)} of {step['there_are']} files)"
+
+
+def _failed(step: str, found: Mapping[str, Any]) -> list[str]:
+    if step == "kernel":
+        return [f"{file}::{name}" for file, counts in found.get("files", {}).items() for name in counts["failed"]]
+    return list(found.get("failed", []))
 
 
 def _bypass(step: Mapping[str, Any] | None) -> str:
@@ -93,15 +132,23 @@ def _bypass(step: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{count} {end}" for end, count in step["counts"].items() if count)
 
 
-def _table(head: str, lines: list[str], rows: Mapping[str, Row], kind: str, cell: Any) -> str:
+def _table(head: str, lines: list[str], cells: Mapping[str, Mapping[str, Any]], cell: Callable[[Any], str]) -> str:
+    """One row for each name that a kernel has, one column for each kernel. `cells`: line -> name -> what was found."""
     names: list[str] = []
     for line in lines:
-        names += [name for name in rows[line]["survey"][kind] if name not in names]
-    text = f"| {head} | " + " | ".join(lines) + " |\n|---" * 1 + "|---" * len(lines) + "|\n"
+        names += [name for name in cells[line] if name not in names]
+    text = f"| {head} | " + " | ".join(lines) + " |\n" + "|---" * (1 + len(lines)) + "|\n"
     for name in names:
-        cells = (cell(rows[line]["survey"][kind].get(name)) for line in lines)
-        text += f"| {name} | " + " | ".join(cells) + " |\n"
+        text += f"| {name} | " + " | ".join(cell(cells[line].get(name)) for line in lines) + " |\n"
     return text
+
+
+def _ends(lines: list[str], rows: Mapping[str, Row]) -> str:
+    """How the attempts ended that are not blocked everywhere, and why."""
+    ends = {line: rows[line]["bypass"]["not_blocked"] for line in lines}
+    return _table("attempt", lines, ends, lambda end: end["outcome"] if end else "blocked") + _reasons(
+        ends, lambda end: end["why"]
+    )
 
 
 def _size(program: Mapping[str, Any] | None) -> str:
@@ -115,13 +162,18 @@ def _state(feature: Mapping[str, str] | None) -> str:
     return feature["state"] if feature else "absent"
 
 
-def _reasons(lines: list[str], rows: Mapping[str, Row]) -> str:
-    """Why a feature is not simply active, once for all kernels that say the same."""
+def _feature(feature: Mapping[str, str]) -> str:
+    """Why a feature is not simply active."""
+    return feature["why"] if feature["state"] != "active" else ""
+
+
+def _reasons(cells: Mapping[str, Mapping[str, Any]], why: Callable[[Any], str]) -> str:
+    """The reasons, each once for all kernels that give the same."""
     said: dict[tuple[str, str], list[str]] = {}
-    for line in lines:
-        for name, feature in rows[line]["survey"]["features"].items():
-            if feature["why"] and feature["state"] != "active":
-                said.setdefault((name, feature["why"]), []).append(line)
+    for line, found in cells.items():
+        for name, one in found.items():
+            if reason := why(one):
+                said.setdefault((name, reason), []).append(line)
     if not said:
         return ""
-    return "\n" + "".join(f"- {name} ({', '.join(on)}): {why}\n" for (name, why), on in said.items())
+    return "\n" + "".join(f"- {name} ({', '.join(on)}): {reason}\n" for (name, reason), on in said.items())

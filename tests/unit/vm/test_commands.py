@@ -31,6 +31,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["test", "--step", "dance"], 2, "vm: There is no step dance."),
         (["test", "tests/kernel/test_gone.py"], 2, "vm: There is no test tests/kernel/test_gone.py"),
         (["matrix", "--kernel", "6"], 2, 'vm: "6" names no kernel.'),
+        (
+            ["matrix", "tests/kernel/test_hold.py::test_a"],
+            2,
+            "vm: tests/kernel/test_hold.py::test_a is part of a file.",
+        ),
         (["stories", "99-nothing"], 2, "vm: There is no story 99-nothing."),
     ],
 )
@@ -137,21 +142,44 @@ SURVEY = {
 
 def test_the_document_says_what_was_found_out_and_what_was_not_tried(tmp_path: Path) -> None:
     rows = {"5.10": row(None, Outcome(0, "5.10.0-46", findings={"survey": SURVEY}))}
-    kernel = {"tests": 9, "passed": 8, "failed": ["tests.kernel.test_hold::test_x"]}
+    kernel = {"files": {"test_hold.py": {"tests": 9, "passed": 8, "failed": ["test_x"]}}, "there_are": 24}
     rows["6.1"] = row(None, Outcome(1, "6.1.0-56", findings={"kernel": kernel}))
     write(tmp_path / "figures", rows)
     text = render(read(tmp_path / "figures"))
     assert "| 5.10 | 5.10.0-46 | yes | not tried | not tried | not tried |" in text
-    assert "| 6.1 | 6.1.0-56 | not tried | 8 of 9 |" in text
+    assert "| 6.1 | 6.1.0-56 | not tried | 8 of 9 (1 of 24 files) |" in text
+    assert "| file | 6.1 |\n|---|---|\n| test_hold.py | 8 of 9 |" in text
     assert "| gate_egress | (3,442) |" in text
     assert "- XDP (5.10): generic on eth0" in text
-    assert "- 6.1, kernel: tests.kernel.test_hold::test_x" in text
+    assert "- 6.1, kernel: test_hold.py::test_x" in text
 
 
 def test_a_row_is_about_one_build_of_a_kernel() -> None:
     before = row(None, Outcome(0, "6.1.0-56", findings={"survey": SURVEY}))
     assert "survey" in row(before, Outcome(0, "6.1.0-56", findings={"lab": {}}))
     assert "survey" not in row(before, Outcome(0, "6.1.0-57", findings={"lab": {}}))
+
+
+def test_files_that_a_trial_before_tried_stay_until_they_are_tried_again() -> None:
+    def tried(**passed: int) -> Outcome:
+        files = {f"{name}.py": {"tests": 2, "passed": each, "failed": []} for name, each in passed.items()}
+        return Outcome(0, "6.1.0-56", findings={"kernel": {"files": files, "there_are": 24}})
+
+    after = row(row(None, tried(test_a=1, test_b=2)), tried(test_a=2))
+    assert render({"6.1": after}).count("| 4 of 4 (2 of 24 files) |") == 1
+    assert row(after, tried(test_c=2))["kernel"]["files"].keys() == {"test_a.py", "test_b.py", "test_c.py"}
+
+
+def test_attempts_that_some_kernel_does_not_block_are_told_with_their_reason() -> None:
+    def saw(release: str, **others: str) -> dict[str, object]:
+        not_blocked = {name: {"outcome": end, "why": f"Why {name} is {end}."} for name, end in others.items()}
+        counts = {"blocked": 9 - len(others), "open": len(others)}
+        return row(None, Outcome(0, release, findings={"bypass": {"counts": counts, "not_blocked": not_blocked}}))
+
+    text = render({"5.10": saw("5.10.0-46", IGMP="open", MPTCP="not here"), "6.1": saw("6.1.0-56", IGMP="open")})
+    assert "| 5.10 | 5.10.0-46 | not tried | not tried | not tried | 7 blocked, 2 open |" in text
+    assert "| attempt | 5.10 | 6.1 |\n|---|---|---|\n| IGMP | open | open |\n| MPTCP | not here | blocked |\n" in text
+    assert "- IGMP (5.10, 6.1): Why IGMP is open.\n- MPTCP (5.10): Why MPTCP is not here.\n" in text
 
 
 def test_what_is_no_finding_is_left_out() -> None:
@@ -165,32 +193,51 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
     assert len(codes) == len(set(codes))
 
 
-def guest_finds(step: str, file: Path) -> dict[str, object]:
+def guest_finds(step: str, file: Path, code: int) -> dict[str, object]:
     """What the guest's own script makes of a step's result, with the interpreter that runs these tests."""
     words = [sys.executable, str(trial.GUEST / "findings"), step, str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=commands.CHECKOUT)
+    assert done.returncode == code, done.stderr
     return parse_findings(done.stdout.splitlines())[step]
 
 
 def test_the_guest_counts_tests_that_failed_and_those_that_could_not_begin(tmp_path: Path) -> None:
     (tmp_path / "junit.xml").write_text(
-        '<testsuites><testsuite tests="3"><testcase classname="a" name="x"/><testcase classname="a" name="y">'
-        '<failure/></testcase><testcase classname="b" name="z"><error/></testcase></testsuite></testsuites>'
+        '<testsuites><testsuite tests="4"><testcase classname="tests.kernel.test_a" name="x"/>'
+        '<testcase classname="tests.kernel.test_a.TestOfSome" name="y"><failure/></testcase>'
+        '<testcase classname="tests.kernel.test_a" name="z"><error/></testcase>'
+        '<testcase classname="tests.kernel.test_b" name="x"/></testsuite></testsuites>'
     )
-    assert guest_finds("kernel", tmp_path / "junit.xml") == {"tests": 3, "passed": 1, "failed": ["a::y", "b::z"]}
+    assert guest_finds("kernel", tmp_path / "junit.xml", 0) == {
+        "files": {
+            "test_a.py": {"tests": 3, "passed": 1, "failed": ["y", "z"]},
+            "test_b.py": {"tests": 1, "passed": 1, "failed": []},
+        },
+        "there_are": len(list((commands.CHECKOUT / "tests/kernel").glob("test_*.py"))),
+    }
 
 
-def test_the_guest_names_what_failed_in_the_lab_and_what_is_open(tmp_path: Path) -> None:
+def test_the_guest_names_what_failed_in_the_lab(tmp_path: Path) -> None:
     (tmp_path / "lab").write_text('{"scenarios": [{"name": "a", "passed": true}, {"name": "b", "passed": false}]}')
-    (tmp_path / "bypass").write_text(
-        '{"counts": {"blocked": 2, "open": 1}, "attempts": [{"name": "c", "outcome": "open"}]}'
+    assert guest_finds("lab", tmp_path / "lab", 1) == {"tests": 2, "passed": 1, "failed": ["b"]}
+
+
+def test_the_guest_tells_what_is_known_to_be_open_from_what_is_not(tmp_path: Path) -> None:
+    def attempt(name: str, outcome: str, reason: str) -> dict[str, str]:
+        return {"name": name, "outcome": outcome, "reason": reason, "observed": "2 bytes arrived"}
+
+    known = [attempt("a", "blocked", "Why."), attempt("b", "open", "Why."), attempt("c", "not here", "2 bytes arrived")]
+    report = {"counts": {"blocked": 1, "open": 1, "not here": 1}, "attempts": known}
+    (tmp_path / "bypass").write_text(json.dumps(report))
+    others = {"b": {"outcome": "open", "why": "Why."}, "c": {"outcome": "not here", "why": "2 bytes arrived"}}
+    found = guest_finds("bypass", tmp_path / "bypass", 0)
+    assert found == {"counts": report["counts"], "not_blocked": others, "failed": []}
+
+    (tmp_path / "bypass").write_text(json.dumps({**report, "attempts": [attempt("d", "open", "2 bytes arrived")]}))
+    text = render(
+        {"6.1": row(None, Outcome(1, "6.1", findings={"bypass": guest_finds("bypass", tmp_path / "bypass", 1)}))}
     )
-    assert guest_finds("lab", tmp_path / "lab") == {"tests": 2, "passed": 1, "failed": ["b"]}
-    found = guest_finds("bypass", tmp_path / "bypass")
-    assert found == {"counts": {"blocked": 2, "open": 1}, "failed": ["c"]}
-    text = render({"6.1": row(None, Outcome(0, "6.1.0-56", findings={"bypass": found}))})
-    assert "2 blocked, 1 open" in text
-    assert "- 6.1, bypass: c" in text
+    assert "- 6.1, bypass: d\n" in text
 
 
 @pytest.mark.parametrize("script", ["job", "boot", "agent"])
