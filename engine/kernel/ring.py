@@ -24,13 +24,15 @@ _BUSY = 1 << 31
 _DISCARD = 1 << 30
 _POSITION = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
+_HEADER_BYTES = 8
 
 
 class Ring(Protocol):
-    """`fd` polls readable when there are events. `drain(handle, limit)` hands over at most `limit` records as bytes,
-    oldest first, and returns how many; `handle` runs inside, so it only decodes and appends."""
+    """`fd` polls readable when there are events; `most` records fit. `drain(handle, limit)` hands over at most `limit`
+    of the records that are there when it is called, as bytes, oldest first, and returns how many."""
 
     fd: int
+    most: int
 
     def drain(self, handle: Callable[[bytes], None], limit: int) -> int: ...
 
@@ -43,6 +45,7 @@ class MappedRing:
     def __init__(self, path: Path) -> None:
         self.fd = libbpf.obj_get(path)
         self._size = int(libbpf.map_info(self.fd).max_entries)
+        self.most = self._size // _HEADER_BYTES
         self._consumer = mmap.mmap(self.fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         self._producer = mmap.mmap(
             self.fd, _PAGE + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE
@@ -51,20 +54,18 @@ class MappedRing:
     def drain(self, handle: Callable[[bytes], None], limit: int) -> int:
         data = self._producer
         position: int = _POSITION.unpack_from(self._consumer)[0]
+        end: int = _POSITION.unpack_from(data)[0]
         taken = 0
-        while taken < limit:
-            end: int = _POSITION.unpack_from(data)[0]
-            if position >= end:
-                break
+        while taken < limit and position < end:
             at = _PAGE + (position & (self._size - 1))
             length: int = _LENGTH.unpack_from(data, at)[0]
             if length & _BUSY:
                 break
             size = length & ~_DISCARD
             if not length & _DISCARD:
-                handle(data[at + 8 : at + 8 + size])
+                handle(data[at + _HEADER_BYTES : at + _HEADER_BYTES + size])
                 taken += 1
-            position += (size + 8 + 7) & ~7
+            position += (size + _HEADER_BYTES + 7) & ~7
             _POSITION.pack_into(self._consumer, 0, position)
         return taken
 
@@ -82,6 +83,7 @@ class LibbpfRing:
 
     def __init__(self, path: Path) -> None:
         self._map = libbpf.obj_get(path)
+        self.most = int(libbpf.map_info(self._map).max_entries) // _HEADER_BYTES
         self._records: list[bytes] = []
         # An exception in a ctypes callback is lost: it copies the bytes and does nothing else.
         self._callback = _SAMPLE(self._take)

@@ -142,7 +142,8 @@ class PolicyWatcher:
             await asyncio.gather(self._task, return_exceptions=True)
         observer, self._observer = self._observer, None
         if observer is not None:
-            observer.stop()
+            # Both wait for watchdog's own threads.
+            await asyncio.to_thread(observer.stop)
             await asyncio.to_thread(observer.join)
         self._changed.set()
 

@@ -61,6 +61,7 @@ from engine.runtime.troubles import Troubles
 from engine.runtime.users import Users
 from engine.runtime.watch import PolicyWatcher
 from engine.service import machine, report
+from engine.service.events import EventReader
 from engine.service.interfaces import Interfaces
 from engine.service.machine import Machine
 from engine.service.sizes import sizes
@@ -72,7 +73,6 @@ _LOOK = 0.05
 _WATCH = 1.0
 _FILL_LEAST, _FILL_MOST = 1.0, 30.0
 _FRAMES_AT_ONCE = 64
-_EVENTS_AT_ONCE = 256
 _FLOWS = 16384
 """About 2 KiB each: what bounds an engine that has lived long. A flow that was forgotten is judged anew."""
 _EXECUTABLES = 16384
@@ -225,9 +225,10 @@ class Supervisor:
         )  # fmt: skip
         self._ends.push_async_callback(self._interfaces.close)
         self._interfaces.start()
+        self._events = EventReader(self._machine.ring, self._on_record)
         for descriptor, read in (
             (self._machine.hold.fileno(), self._on_frames),
-            (self._machine.ring.fd, self._on_events),
+            (self._machine.ring.fd, self._events.wake),
         ):
             loop.add_reader(descriptor, read)
             self._ends.callback(loop.remove_reader, descriptor)
@@ -254,6 +255,7 @@ class Supervisor:
             (signal.SIGHUP, self._hangup),
         ):
             loop.add_signal_handler(number, action)
+        self._ends.callback(self._end_events)
         # Again, so that it comes before everything else ends: an engine that is going must not hold packets.
         self._ends.push_async_callback(self._detach, only_clean=True)
 
@@ -284,6 +286,13 @@ class Supervisor:
             for problem in done.problems:
                 print(f"sallyport: detaching: {problem}", file=sys.stderr)
 
+    def _end_events(self) -> None:
+        """Read what was told before the gate was taken down. A gate that stays tells on and on: from here on, the next
+        engine."""
+        self._events.end()
+        if self._detached:
+            self._events.catch_up()
+
     async def _close_policy(self) -> None:
         # The one in force by now; the first one only where nothing followed it.
         await (self._gatekeeper.force.policy if hasattr(self, "_gatekeeper") else self._policy).close()
@@ -302,16 +311,10 @@ class Supervisor:
             frames.append(frame)
         if frames and any(policy.reads_names for policy in self._policies()):
             # A program connects because it was answered: the answer comes before the connection that rests on it.
-            while self._machine.ring.drain(self._on_record, _EVENTS_AT_ONCE) == _EVENTS_AT_ONCE:
-                pass
+            self._events.catch_up()
         for frame in frames:
             self._guarded(self._gatekeeper.frame, frame, "a held frame")
         self._machine.took()
-
-    def _on_events(self) -> None:
-        # In slices: a flood of events must not keep a held packet waiting.
-        if self._machine.ring.drain(self._on_record, _EVENTS_AT_ONCE) == _EVENTS_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._on_events)
 
     def _on_record(self, record: bytes) -> None:
         self._guarded(self._tell, record, "an event")
@@ -352,7 +355,7 @@ class Supervisor:
         self._machine.gate.beat()
 
     async def _look(self) -> None:
-        self._on_events()
+        self._events.wake()
 
     async def _watch(self) -> None:
         """Losses, expiry, and what the next engine must know."""

@@ -9,7 +9,7 @@ import pytest
 
 from engine.abi.numbers import Counter, EventType, FlowFlag
 from engine.abi.records import Process
-from tests.kernel.lab import ALLOW, DENY, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, Lab, Watch, cgroup_id, key
+from tests.kernel.lab import ALLOW, DENY, INSIDE, INSIDE6, OUTSIDE, OUTSIDE6, UDP, Lab, Watch, cgroup_id, key
 from tests.support.netns import Agent
 
 
@@ -197,3 +197,20 @@ def test_after_a_loss_the_ring_goes_on(small: Watch) -> None:
         client.do(f"connected({OUTSIDE!r}, 4750)")
     assert small.verdict_event(EventType.REFUSED).tuple.dport == 4750
     small.lab.dismiss()
+
+
+def test_what_is_told_while_the_ring_is_read_waits_for_the_next_reading(watch: Watch, client: Agent) -> None:
+    """Else who reads beside a program that never rests would never be done."""
+    watch.dest(OUTSIDE, 4609, DENY, UDP)
+    watch.forget()
+    told: list[bytes] = []
+
+    def refused_again(record: bytes) -> None:
+        told.append(record)
+        assert len(told) < 10
+        with pytest.raises(PermissionError):
+            client.do(f"udp().sendto(b'x', ({OUTSIDE!r}, 4609))")
+
+    with pytest.raises(PermissionError):
+        client.do(f"udp().sendto(b'x', ({OUTSIDE!r}, 4609))")
+    assert [watch.ring.drain(refused_again, watch.ring.most) for _ in range(3)] == [1, 1, 1]
