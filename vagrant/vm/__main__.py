@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from vagrant.vm import acceleration, box, kernels, stories, tree, trial
+from vagrant.vm import acceleration, box, kernels, shared, stories, tree, trial
 from vagrant.vm.archive import Archive
 from vagrant.vm.errors import LabError, UsageError
 from vagrant.vm.matrix import Row, read, render, row, write
@@ -31,6 +31,7 @@ done in time
 examples:
   python3 -m vagrant.vm test --kernel 6.1
   python3 -m vagrant.vm test --kernel newest --step kernel tests/kernel/test_hold.py
+  python3 -m vagrant.vm test --system here --step kernel tests/kernel/test_hold.py
   python3 -m vagrant.vm matrix --kernel 6.1 --kernel 6.12
   python3 -m vagrant.vm matrix --step kernel tests/kernel/test_hold.py tests/kernel/test_verdicts.py
 """
@@ -67,8 +68,10 @@ def main(words: Sequence[str] | None = None) -> int:
     first.add_argument("systems", nargs="*", help=f"some of {', '.join(tree.SYSTEMS)} (default: all)")
     first.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
     first.set_defaults(run=_first_run, tests=[])
+    trees = f"root tree: one of {', '.join(tree.SYSTEMS)}"
+    here = f"{trees}; or {shared.SYSTEM}: this machine's own and its checkout, read-only (root; nothing is built)"
     for one in (test, matrix):
-        one.add_argument("--system", default="debian12", help=f"root tree: one of {', '.join(tree.SYSTEMS)}")
+        one.add_argument("--system", default="debian12", help=here)
         one.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
     build = commands.add_parser("tree", help="build a root tree (root)")
     build.add_argument("system")
@@ -77,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
     telling = commands.add_parser("stories", help="play the scenarios of vagrant/scenarios")
     telling.add_argument("--place", choices=("machines", "namespaces"), default="machines")
     telling.add_argument("--kernel", default="6.1")
-    telling.add_argument("--system", default="debian12", help=f"root tree: one of {', '.join(tree.SYSTEMS)}")
+    telling.add_argument("--system", default="debian12", help=trees)
     telling.add_argument("names", nargs="*", help="such as 10-a-denied-name (default: all that can be played there)")
     telling.set_defaults(run=_stories)
     making = commands.add_parser("box", help="build a box for Vagrant and libvirt from Debian packages (root)")
@@ -199,7 +202,12 @@ def _trial(args: argparse.Namespace, wanted: str, steps: Sequence[str]) -> trial
     trial.check_steps(steps)
     tests = args.tests or trial.DEFAULT_TESTS
     trial.check_tests(tests, CHECKOUT)
-    kernel, image, accelerator = _parts(args, wanted)
+    image: Path | None = None
+    if args.system == shared.SYSTEM:
+        shared.check(CHECKOUT)
+        kernel, accelerator = _engine(wanted)
+    else:
+        kernel, image, accelerator = _parts(args, wanted)
     return trial.run(
         kernel, image, CHECKOUT, accelerator, steps=steps, tests=tests, limit=args.limit, say=say, told=_told
     )
@@ -207,15 +215,20 @@ def _trial(args: argparse.Namespace, wanted: str, steps: Sequence[str]) -> trial
 
 def _parts(args: argparse.Namespace, wanted: str) -> tuple[kernels.Kernel, Path, str]:
     """What a machine is made of: the kernel, the root tree's image, and what runs it."""
-    kernels.check_wanted(wanted)
     tree.suite_of(args.system)
+    kernel, accelerator = _engine(wanted)
+    return kernel, tree.obtain(args.system, CHECKOUT, cache(), say), accelerator
+
+
+def _engine(wanted: str) -> tuple[kernels.Kernel, str]:
+    """The kernel, and what runs a machine with it."""
+    kernels.check_wanted(wanted)
     require(["qemu-system-x86_64", "setpriv", "git"])
     folder = cache()
     kernel, note = kernels.obtain(wanted, folder, Archive(folder / "apt"))
     if note:
         say(note)
-    image = tree.obtain(args.system, CHECKOUT, folder, say)
-    return kernel, image, acceleration.choose(kernel, folder, say)
+    return kernel, acceleration.choose(kernel, folder, say)
 
 
 if __name__ == "__main__":

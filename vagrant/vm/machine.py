@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vagrant.vm import shared
 from vagrant.vm.errors import BootError, ToolError
 from vagrant.vm.place import require, search_path
 
@@ -50,6 +51,8 @@ class Spec:
     stays_on_reset: bool = False
     inherited: tuple[int, ...] = ()
     """File descriptors that `network` speaks of."""
+    shares_root: bool = False
+    """Has it this machine's own root file system, in place of a disk with one?"""
 
 
 def emulated_cpu(version: tuple[int, ...]) -> str:
@@ -58,8 +61,8 @@ def emulated_cpu(version: tuple[int, ...]) -> str:
     return "qemu64" if version >= (6, 18) else "qemu64,-cx16"
 
 
-def arguments(spec: Spec, console: Path, lines: Sequence[int], monitor: int) -> list[str]:
-    """QEMU's command line. `lines`, `monitor`: file descriptors that it inherits."""
+def arguments(spec: Spec, console: Path, lines: Sequence[int], monitor: int, root: Path | None = None) -> list[str]:
+    """QEMU's command line. `lines`, `monitor`: file descriptors that it inherits. `root`: virtiofsd's socket."""
     accelerator = "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator
     words = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
@@ -79,6 +82,11 @@ def arguments(spec: Spec, console: Path, lines: Sequence[int], monitor: int) -> 
         cache = "" if disk.read_only else ",cache=directsync"
         words += ["-drive", f"if=none,id={name},format=raw,readonly={read_only},file={disk.image}{cache}"]
         words += ["-device", f"virtio-blk-pci,drive={name}"]
+    if root is not None:
+        # virtiofsd reads and writes the guest's memory itself.
+        words += ["-object", f"memory-backend-memfd,id=memory,size={spec.megabytes}M,share=on"]
+        words += ["-machine", "memory-backend=memory"]
+        words += ["-chardev", f"socket,id=root,path={root}", "-device", "vhost-user-fs-pci,chardev=root,tag=root"]
     return [*words, *spec.network]
 
 
@@ -150,11 +158,13 @@ def running(spec: Spec) -> Iterator[Machine]:
     work = Path(tempfile.mkdtemp(prefix="sallyport-vm-"))
     ours: list[socket.socket] = []
     process = None
+    served = contextlib.ExitStack()
     try:
+        root = served.enter_context(shared.serving(work)) if spec.shares_root else None
         pairs = [socket.socketpair() for _ in (*LINES, "monitor")]
         ours = [own for own, _ in pairs]
         inherited = [theirs.fileno() for _, theirs in pairs]
-        words = arguments(spec, work / "console", inherited[:-1], inherited[-1])
+        words = arguments(spec, work / "console", inherited[:-1], inherited[-1], root)
         process = subprocess.Popen(
             # It must not outlive this process, however that ends; and whoever works here comes first.
             ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "10", *words],
@@ -168,6 +178,7 @@ def running(spec: Spec) -> Iterator[Machine]:
         if process is not None:
             process.kill()
             process.wait()
+        served.close()
         for one in ours:
             one.close()
         shutil.rmtree(work, ignore_errors=True)

@@ -28,6 +28,7 @@ PACKAGES = {
     "rsync": "rsync",
     "nsenter": "util-linux",
     "qemu-img": "qemu-utils",
+    "virtiofsd": "virtiofsd, or qemu-system-common before Debian 13",
     "vagrant": "vagrant vagrant-libvirt",
 }
 """Program -> the Debian or Ubuntu package that has it."""

@@ -62,7 +62,7 @@ def check_tests(tests: Sequence[str], root: Path) -> None:
 
 def run(
     kernel: Kernel,
-    tree: Path,
+    tree: Path | None,
     root: Path,
     accelerator: str,
     *,
@@ -72,20 +72,30 @@ def run(
     say: Callable[[str], None],
     told: Callable[[bytes], None],
 ) -> Outcome:
-    """Run the steps; what they say goes to `told` as it comes. Raises an error of the family when no result came."""
+    """Run the steps; what they say goes to `told` as it comes. Raises an error of the family when no result came.
+
+    Without a `tree` the machine has this one's own root file system, and in it the checkout as it is set up here.
+    """
     check_steps(steps)
     check_tests(tests, root)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sallyport-vm-") as folder:
         work = Path(folder)
-        checkout.pack(root, work / "checkout.tar")
-        (work / "initrd").write_bytes(kernel.initrd.read_bytes() + guest_part({"steps": steps, "tests": tests}))
+        settings: dict[str, Sequence[str]] = {"steps": steps, "tests": tests}
+        if tree is None:
+            settings["checkout"] = [str(root)]
+            disks = [kernel.modules]
+        else:
+            checkout.pack(root, work / "checkout.tar")
+            disks = [tree, kernel.modules, work / "checkout.tar"]
+        (work / "initrd").write_bytes(kernel.initrd.read_bytes() + guest_part(settings))
         spec = Spec(
             kernel.image,
             work / "initrd",
-            (Disk(tree), Disk(kernel.modules), Disk(work / "checkout.tar")),
+            tuple(Disk(image) for image in disks),
             accelerator,
             "host" if accelerator == "kvm" else emulated_cpu(kernel.number),
+            shares_root=tree is None,
         )
         for attempt in range(1, BOOTS + 1):
             try:
