@@ -750,7 +750,7 @@ static inline __attribute__((always_inline)) void sent(struct run *r)
 		known->expires = until;
 		return;
 	}
-	if (known && known->opened_by == OPENED_OUTSIDE)
+	if (known && known->opened_by == OPENED_OUTSIDE && !is_icmp(s))
 		return;
 	__builtin_memset(&s->inbound_flow, 0, sizeof(s->inbound_flow));
 	s->inbound_flow.expires = until;
@@ -774,7 +774,8 @@ static inline __attribute__((always_inline)) int answer(struct run *r, struct in
 		if (known->generation == s->generation &&
 		    (!known->expires || bpf_ktime_get_ns() < known->expires)) {
 			if (known->verdict == VERDICT_ALLOW || known->verdict == VERDICT_IGNORE) {
-				if (r->state) {
+				/* A datagram socket answers one and writes to others. */
+				if (r->state && s->tcp) {
 					r->state->verdict = VERDICT_ALLOW;
 					r->state->generation = s->generation;
 					r->state->expires = known->expires;
@@ -931,6 +932,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 
 		reverse(s);
 		known = inbound_flows.lookup(&s->reversed);
+		/* A question is no answer, even to an answer that nobody had asked for. */
+		if (is_icmp(s) && s->reversed.dport != ICMP_REQUEST_IN)
+			known = 0;
 		if (FORGOTTEN(s->outside) || (known && known->opened_by == OPENED_OUTSIDE)) {
 			plan = plan_of(s->generation);
 			BARRIER(plan);

@@ -222,8 +222,9 @@ def pinged(host: Host, *, outside: bool, kind: int = 8) -> bool:
         return False
 
 
-def test_who_was_let_in_with_a_ping_is_not_told_more_than_the_answer(host: Host) -> None:
-    """ICMP has no ports: without its types apart, one ping would make a flow of all ICMP between two hosts."""
+@pytest.fixture
+def shut(host: Host) -> Iterator[Host]:
+    """Everything may come in, and nothing leave but what belongs to it."""
     root, words = host.policy / "sallyport.rego", (host.policy / "sallyport.rego").read_text()
     try:
         root.write_text(
@@ -232,11 +233,61 @@ def test_who_was_let_in_with_a_ping_is_not_told_more_than_the_answer(host: Host)
             )
         )
         awaited(lambda: refused(host, INSIDE, CLOSED) != errno.ETIMEDOUT, host.engine.told)
-        answered = host.engine.status()["counters"]["passed_released"]
-        assert pinged(host, outside=True)
-        assert host.engine.status()["counters"]["passed_released"] > answered
-        assert not pinged(host, outside=False)
-        assert not pinged(host, outside=False, kind=13)
+        yield host
     finally:
         root.write_text(words)
         awaited(lambda: refused(host, INSIDE, CLOSED) == errno.ETIMEDOUT, host.engine.told)
+
+
+def test_who_was_let_in_with_a_ping_is_not_told_more_than_the_answer(shut: Host) -> None:
+    """ICMP has no ports: without its types apart, one ping would make a flow of all ICMP between two hosts."""
+    answered = shut.engine.status()["counters"]["passed_released"]
+    assert pinged(shut, outside=True)
+    assert shut.engine.status()["counters"]["passed_released"] > answered
+    assert not pinged(shut, outside=False)
+    assert not pinged(shut, outside=False, kind=13)
+
+
+def test_an_answer_that_nobody_asked_for_lets_no_question_out(shut: Host) -> None:
+    """Neither one that the engine let in nor one that a standing verdict did."""
+    rules = [shut.policy / f"rules/{rule}/{rule}.rego" for rule in ("names", "paths")]
+    texts = [rule.read_text() for rule in rules]
+
+    def generation() -> int:
+        return int(shut.engine.status()["generation"]["number"])
+
+    before = generation()
+    try:
+        for rule in rules:
+            rule.unlink()
+        awaited(lambda: generation() > before, shut.engine.told)
+        for _ in range(3):
+            assert pinged(shut, outside=True, kind=0)
+            assert not pinged(shut, outside=False)
+    finally:
+        before = generation()
+        for rule, text in zip(rules, texts, strict=True):
+            rule.write_text(text)
+        awaited(lambda: generation() > before, shut.engine.told)
+
+
+def test_an_answer_that_nobody_asked_for_keeps_no_later_one_out(host: Host) -> None:
+    assert not pinged(host, outside=True, kind=0)
+    assert pinged(host, outside=False)
+    assert pinged(host, outside=True, kind=0)
+
+
+def test_a_socket_that_answered_who_was_let_in_is_judged_for_everybody_else(shut: Host) -> None:
+    server, client = shut.agent(), shut.agent(outside=True)
+    server.do(f"u = bound({INSIDE!r}, 7100)")
+    client.do(f"c = bound({OUTSIDE!r}, 7101); other = bound({OUTSIDE!r}, 7102)")
+    client.do(f"c.sendto(b'question', ({INSIDE!r}, 7100))")
+    server.do("data, who = u.recvfrom(16)")
+    for _ in range(2):
+        server.do("u.sendto(b'answer', who)")
+        assert client.do("c.recv(16)") == b"answer"
+    before = shut.engine.status()["hold"]["discarded"]
+    server.do(f"u.sendto(b'secret', ({OUTSIDE!r}, 7102))")
+    awaited(lambda: shut.engine.status()["hold"]["discarded"] > before, lambda: shut.engine.status()["hold"])
+    with pytest.raises(BlockingIOError):
+        client.do("other.setblocking(False); other.recv(16)")
