@@ -1292,15 +1292,18 @@ int gate_ingress(struct __sk_buff *skb)
 }
 
 /* The near end of the hold device: a frame that the engine releases into the stack carries the interface that it came
- * in by as its priority, and the mark by which it is not judged a second time. */
+ * in by as its priority, and the mark by which it is not judged a second time. Where nothing is judged at that
+ * interface's ingress, nothing there takes the mark off again: then it goes here. */
 int gate_release(struct __sk_buff *skb)
 {
-	__u32 zero = 0;
+	__u32 zero = 0, ifindex = skb->priority;
 	struct config *c = config.lookup(&zero);
 
 	if (!c || !c->release_mark || skb->mark != c->release_mark)
 		return TC_ACT_SHOT;
-	return bpf_redirect(skb->priority, BPF_F_INGRESS);
+	if (!(c->present & (PRESENT_INBOUND | PRESENT_DNS)) && !(kind_of(ifindex) & INTERFACE_INSIDE))
+		released(skb);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
 /* The hold device's receiving end: packet sockets have had the frame already; the stack must not see it. */

@@ -361,7 +361,7 @@ class Supervisor:
         """Losses, expiry, and what the next engine must know."""
         lost = self._machine.hold.lost()
         if lost:
-            self._troubles.loss(lost, "held frames did not fit the socket's buffer")
+            self._troubles.loss(lost, "held frames that the engine's socket had no room for, or could not hand over")
             self._machine.took()
         for counter, value in self._machine.gate.counters().items():
             before, self._seen[counter] = self._seen[counter], value
