@@ -4,7 +4,7 @@
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz bench vm-test vm-matrix vm-stories vm-first-run box vagrant-test lock clean
+.PHONY: help setup demo test fuzz bench vm-test vm-ci vm-matrix vm-stories vm-first-run box vagrant-test lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ bench: setup ## measure the figures of docs/bench.json (root, or sudo; a quiet m
 
 vm-test: ## run the kernel tests and the lab in a throw-away machine: KERNEL=6.1, TESTS=tests/kernel (QEMU)
 	@python3 -m vagrant.vm test --kernel $(or $(KERNEL),6.1) $(TESTS)
+
+vm-ci: setup ## the verdicts on one more kernel, KERNEL=6.1, in minutes: nothing is built; installs QEMU (root, or sudo)
+	@KERNEL=$(or $(KERNEL),6.1) scripts/machine $(TESTS)
 
 vm-matrix: ## the same and more on four kernels, or on KERNEL, with TESTS; writes docs/kernels.md
 	@python3 -m vagrant.vm matrix $(addprefix --kernel ,$(KERNEL)) $(TESTS)
