@@ -29,12 +29,17 @@ _HEADER_BYTES = 8
 
 class Ring(Protocol):
     """`fd` polls readable when there are events; `most` records fit. `drain(handle, limit)` hands over at most `limit`
-    of the records that are there when it is called, as bytes, oldest first, and returns how many."""
+    of the records that are there when it is called, as bytes, oldest first, and returns how many. When `position()`,
+    how far it has come, reaches what `end()` was, everything that was there then has been handed over."""
 
     fd: int
     most: int
 
     def drain(self, handle: Callable[[bytes], None], limit: int) -> int: ...
+
+    def position(self) -> int: ...
+
+    def end(self) -> int: ...
 
     def close(self) -> None: ...
 
@@ -53,8 +58,7 @@ class MappedRing:
 
     def drain(self, handle: Callable[[bytes], None], limit: int) -> int:
         data = self._producer
-        position: int = _POSITION.unpack_from(self._consumer)[0]
-        end: int = _POSITION.unpack_from(data)[0]
+        position, end = self.position(), self.end()
         taken = 0
         while taken < limit and position < end:
             at = _PAGE + (position & (self._size - 1))
@@ -68,6 +72,12 @@ class MappedRing:
             position += (size + _HEADER_BYTES + 7) & ~7
             _POSITION.pack_into(self._consumer, 0, position)
         return taken
+
+    def position(self) -> int:
+        return int(_POSITION.unpack_from(self._consumer)[0])
+
+    def end(self) -> int:
+        return int(_POSITION.unpack_from(self._producer)[0])
 
     def close(self) -> None:
         self._consumer.close()
@@ -85,6 +95,7 @@ class LibbpfRing:
         self._map = libbpf.obj_get(path)
         self.most = int(libbpf.map_info(self._map).max_entries) // _HEADER_BYTES
         self._records: list[bytes] = []
+        self._handed = 0
         # An exception in a ctypes callback is lost: it copies the bytes and does nothing else.
         self._callback = _SAMPLE(self._take)
         library = ctypes.CDLL("libbpf.so.1")
@@ -104,8 +115,16 @@ class LibbpfRing:
             self._library.ring_buffer__consume(self._ring)
         batch, self._records = self._records[:limit], self._records[limit:]
         for record in batch:
+            self._handed += 1
             handle(record)
         return len(batch)
+
+    def position(self) -> int:
+        return self._handed
+
+    def end(self) -> int:
+        self._library.ring_buffer__consume(self._ring)
+        return self._handed + len(self._records)
 
     def close(self) -> None:
         self._library.ring_buffer__free(self._ring)

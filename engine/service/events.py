@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from engine.kernel.ring import Ring
@@ -25,6 +26,8 @@ class EventReader:
         self._clock = clock
         self._due = False
         self._ended = False
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        """What is to be done, each behind the end that the ring had."""
 
     def wake(self) -> None:
         """Read what there is. Called again while it is still at it, this does nothing: a ring that is never empty is
@@ -32,18 +35,31 @@ class EventReader:
         if not self._due:
             self._read()
 
-    def catch_up(self) -> None:
-        """Hand over everything that is in the ring by now, and come back then."""
-        self._ring.drain(self._handle, self._ring.most)
+    def after(self, work: Callable[[], None]) -> None:
+        """Do a thing once all that is in the ring by now has been handed over: at once, where that is little."""
+        self._waiting.append((self._ring.end(), work))
+        self.wake()
 
-    def end(self) -> None:
-        """Read no more. What comes from here on stays in the ring."""
+    def end(self, *, rest: bool) -> None:
+        """Read no more: what comes from here on stays in the ring. `rest`: but first what is there by now."""
+        if rest:
+            self._ring.drain(self._handle, self._ring.most)
+            self._go_on()
         self._ended = True
 
     def _read(self) -> None:
-        self._due = not self._ended and self._slice()
+        if self._ended:
+            return
+        more = self._slice()
+        self._go_on()
+        # What is still being waited for may stand behind a record that is being written at this moment.
+        self._due = more or bool(self._waiting)
         if self._due:
             asyncio.get_running_loop().call_soon(self._read)
+
+    def _go_on(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._ring.position():
+            self._waiting.popleft()[1]()
 
     def _slice(self) -> bool:
         """Hand over a slice. True when there may be more."""

@@ -289,9 +289,7 @@ class Supervisor:
     def _end_events(self) -> None:
         """Read what was told before the gate was taken down. A gate that stays tells on and on: from here on, the next
         engine."""
-        self._events.end()
-        if self._detached:
-            self._events.catch_up()
+        self._events.end(rest=self._detached)
 
     async def _close_policy(self) -> None:
         # The one in force by now; the first one only where nothing followed it.
@@ -311,7 +309,11 @@ class Supervisor:
             frames.append(frame)
         if frames and any(policy.reads_names for policy in self._policies()):
             # A program connects because it was answered: the answer comes before the connection that rests on it.
-            self._events.catch_up()
+            self._events.after(lambda: self._take_frames(frames))
+        else:
+            self._take_frames(frames)
+
+    def _take_frames(self, frames: list[bytes]) -> None:
         for frame in frames:
             self._guarded(self._gatekeeper.frame, frame, "a held frame")
         self._machine.took()
