@@ -112,7 +112,10 @@ class Dialogue:
         got = b""
         while True:
             try:
-                got += tls.read(65536)
+                data = tls.read(65536)
+                if not data:
+                    raise ConnectionError(errno.ECONNRESET, "the other end took its leave")
+                got += data
             except ssl.SSLWantReadError:
                 self._receive()
             head, found, body = got.partition(b"\r\n\r\n")

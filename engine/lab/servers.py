@@ -26,7 +26,8 @@ error_log {work}/nginx.err warn;
 events {{ worker_connections 512; }}
 http {{
   access_log off;
-  keepalive_timeout 600s;
+  # Connections are kept over the whole of a lab, which takes long on an emulated machine.
+  keepalive_timeout 1d;
   keepalive_requests 1000000;
   client_body_temp_path {work}/body;
   proxy_temp_path {work}/proxy;

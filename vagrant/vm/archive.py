@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,9 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "SALLYPORT_DEBIAN_MIRROR"
 SECURITY_VARIABLE = "SALLYPORT_DEBIAN_SECURITY_MIRROR"
 LISTS_LIVE_SECONDS = 24 * 3600
+APT_SECONDS = 900
+"""After which apt counts as hanging: it does for ever on a disk that is full."""
+_FULL_BYTES = 1 << 20
 
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports")
 SECURITY_SUITES = ("bullseye-security", "bookworm-security", "trixie-security")
@@ -164,12 +168,17 @@ class Archive:
         return sources
 
     def _apt(self, words: Sequence[str], failure: str, cwd: Path | None = None) -> None:
-        done = subprocess.run(
-            ["apt-get", "-c", str(self._configuration), "-q", "-o", "Acquire::Retries=2", *words],
-            check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=cwd,
-            # The C locale, because the words are read; the lock of another run is waited for.
-            env={**os.environ, "LC_ALL": "C", "PATH": search_path()},
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                ["apt-get", "-c", str(self._configuration), "-q", "-o", "Acquire::Retries=2", *words],
+                check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=APT_SECONDS,
+                # The C locale, because the words are read; the lock of another run is waited for.
+                env={**os.environ, "LC_ALL": "C", "PATH": search_path()},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            full = shutil.disk_usage(self.folder).free < _FULL_BYTES
+            said = "No space left on device" if full else "Connection timed out"
+            raise _said(failure, said) from error
         if done.returncode:
             raise _said(failure, done.stdout + done.stderr)
 

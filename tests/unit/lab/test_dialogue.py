@@ -27,9 +27,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """Answers every request with the body `said`, until the client goes."""
+    """Answers every request with the body `said`, until the client goes; or so many, and takes its leave."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, answers: int = -1) -> None:
+        self._answers = answers
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(work / "server.pem", work / "server.key")
         self._context.sni_callback = lambda _socket, name, _context: self.names.append(name)
@@ -47,8 +48,11 @@ class Server:
                 return
             # A client that does not believe the certificate is gone before the handshake ends.
             with connection, suppress(OSError), self._context.wrap_socket(connection, server_side=True) as tls:
-                while tls.recv(4096).endswith(b"\r\n\r\n"):
+                left = self._answers
+                while left and tls.recv(4096).endswith(b"\r\n\r\n"):
                     tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nsaid\n")
+                    left -= 1
+                tls.unwrap()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -81,6 +85,16 @@ def test_a_connection_that_is_kept_can_be_asked_again(certificates: Path, server
     first = dialogue.begin(**how(certificates, server.port))  # type: ignore[arg-type]
     assert [first["answer"], dialogue.request()["answer"], dialogue.request()["answer"]] == ["said"] * 3
     dialogue.close()
+
+
+def test_a_server_that_took_its_leave_is_no_endless_wait(certificates: Path) -> None:
+    server = Server(certificates, answers=1)
+    dialogue = Dialogue()
+    assert dialogue.begin(**how(certificates, server.port))["answer"] == "said"  # type: ignore[arg-type]
+    answer = dialogue.request()
+    assert (answer["error"], answer["step"]) == ("ECONNRESET", "request")
+    dialogue.close()
+    server.close()
 
 
 def test_a_refused_connection_is_told_with_its_step(certificates: Path) -> None:

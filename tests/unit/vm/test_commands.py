@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vagrant.vm import __main__ as commands
 from vagrant.vm import archive, box, checkout, tree, trial
 from vagrant.vm.archive import Archive, Mirrors
-from vagrant.vm.errors import LabError, NetworkError, UsageError
+from vagrant.vm.errors import LabError, NetworkError, RoomError, UsageError
 from vagrant.vm.matrix import read, render, row, write
 from vagrant.vm.trial import Outcome, parse_findings
 
@@ -71,6 +73,22 @@ def test_an_archive_that_does_not_answer_is_a_matter_of_the_network(
     with pytest.raises(NetworkError, match="cannot be reached") as caught:
         Archive(own_cache / "apt").refresh()
     assert "SALLYPORT_DEBIAN_MIRROR" in caught.value.hint
+
+
+@pytest.mark.parametrize(("free", "kind"), [(0, RoomError), (1 << 30, NetworkError)])
+def test_apt_that_hangs_is_ended(
+    free: int, kind: type[LabError], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_cache.mkdir(parents=True)
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(archive, "APT_SECONDS", 0.1)
+    monkeypatch.setattr(archive, "KEYRING", own_cache)
+    monkeypatch.setattr(archive, "mirrors", lambda: Mirrors("http://127.0.0.1:9/debian", "http://127.0.0.1:9/s"))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(kind):
+        Archive(own_cache / "apt").refresh()
 
 
 def test_apts_own_words_decide_between_disk_network_and_the_rest() -> None:
