@@ -20,7 +20,7 @@ with `sallyport selftest bypass --markdown > docs/bypass.md`.
 
 Each attempt is made without a gate first, where it must get through, then twice against the gate: with nothing known,
 and with verdicts standing. The judge is a capture on the far side of the wire, never the client's word. What needs no
-privilege is made without any, but for the attempts that make files.
+privilege is made without any, but for the attempts that make files. What other kernels do: docs/kernels.md.
 
 - **blocked**: nothing of it got through.
 - **seen**: it got through, and the signed log has it with what tells it apart.
