@@ -26,7 +26,7 @@ LIMIT_SECONDS = 3600
 _EPILOG = """\
 exit codes: what the steps ended with; 2 wrong words, 11 needs root (to build a root tree, once), 12 network, 14 disk
 full, 15 a package or an image could not be made, 20 a program is missing, 21 the machine did not boot, 22 it was not
-done in time
+done in time, 23 the kernel lacks something that the machine needs
 
 examples:
   python3 -m vagrant.vm test --kernel 6.1

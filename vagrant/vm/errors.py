@@ -50,9 +50,15 @@ class ToolError(LabError):
 
 
 class BootError(LabError):
-    """The machine did not come to its first process, or died on the way."""
+    """The machine did not come to its first process."""
 
     exit_code = 21
+
+
+class GuestError(LabError):
+    """The guest came to its first process and gave up, for what the kernel has not: another try changes nothing."""
+
+    exit_code = 23
 
 
 class LateError(LabError):

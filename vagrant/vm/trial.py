@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vagrant.vm import checkout, initramfs
-from vagrant.vm.errors import BootError, LateError, UsageError
+from vagrant.vm.errors import BootError, GuestError, LateError, UsageError
 from vagrant.vm.kernels import Kernel
 from vagrant.vm.machine import Disk, Machine, Spec, emulated_cpu, running, wait_for_start
 
@@ -139,7 +139,7 @@ def _once(
             )
         kind, _, rest = (_last(machine) or "").partition(" ")
         if kind == "failed":
-            raise BootError(f"The guest gave up: {rest}.", hint=f"Console:\n    {machine.last_words()}")
+            raise GuestError(f"The guest gave up: {rest}.", hint=f"Console:\n    {machine.last_words()}")
         # What is still on its way over the other lines comes before the machine is off.
         machine.watch(time.monotonic() + OFF_SECONDS, told, lambda one: False)
         return Outcome(int(rest), kernel.release, findings=parse_findings(machine.findings))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vagrant.vm import machine, trial
-from vagrant.vm.errors import BootError, LateError, ToolError, UsageError
+from vagrant.vm.errors import BootError, GuestError, LateError, ToolError, UsageError
 from vagrant.vm.kernels import Kernel
 from vagrant.vm.machine import Disk, Spec, arguments, running, wait_for_start
 
@@ -80,10 +80,14 @@ def test_a_machine_that_is_not_done_in_time_is_switched_off(guest: Callable[[str
     assert not Path(f"/proc/{(folder / 'bin/pid').read_text()}").exists()
 
 
-def test_a_guest_that_gives_up_says_why(guest: Callable[[str], Path]) -> None:
-    folder = guest("say(steps, 'started\\nfailed the kernel has no overlay file system\\n')\n")
-    with pytest.raises(BootError, match="no overlay file system"):
+def test_a_guest_that_gives_up_says_why_and_is_not_tried_again(guest: Callable[[str], Path]) -> None:
+    folder = guest(
+        "open(os.path.dirname(sys.argv[0]) + '/boots', 'a').write('x')\n"
+        "say(steps, 'started\\nfailed the kernel has no overlay file system\\n')\n"
+    )
+    with pytest.raises(GuestError, match="no overlay file system"):
         run_trial(folder)
+    assert (folder / "bin/boots").read_text() == "x"
 
 
 def test_what_qemu_refuses_is_told_in_its_words(guest: Callable[[str], Path]) -> None:
