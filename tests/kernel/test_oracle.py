@@ -9,110 +9,32 @@ is shipped.
 from __future__ import annotations
 
 import random
-import struct
-import subprocess
-import sys
-from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from engine.abi.numbers import Counter, EventType
-from engine.abi.records import Identity, VerdictEvent
-from engine.kernel.maps import Map
+from engine.abi.numbers import Counter
+from engine.abi.records import VerdictEvent
 from engine.ports import Gate
-from tests.kernel.lab import DEVICE, ROOT, Lab, Watch
+from tests.kernel.judging import ACTIONS, Bench, opened, packed
 from tests.kernel.worlds import Maker, now
-from tests.support.egress import Outcome, Socket
+from tests.support.egress import Socket
 from tests.support.oracle import Oracle
 from tests.support.simulator import SimulatedGate
-from tests.support.testrun import LOOPBACK, PASS, REDIRECT, SHORTEST, SHOT, TestRun, counted
+from tests.support.testrun import LOOPBACK, SHORTEST, counted
 
 PACKETS = 16
-ACTIONS = {Outcome.PASS: PASS, Outcome.DROP: SHOT, Outcome.HOLD: REDIRECT}
 EGRESS = (*tuple(Counter)[: Counter.REFUSED_CONNECT], Counter.WOULD_DROP, Counter.HELD_REJECT)
 ELSEWHERE = frozenset(Counter) - frozenset(EGRESS) | {Counter.DROPPED_SOURCE, Counter.DROPPED_MAP_FULL}
 """Counters of other programs and hooks, and of maps that these worlds are too small to fill."""
-STATE = struct.Struct("<QQIIIIQQIIBBBBIII")
-"""struct socket_state, which no map carries to the engine: identity, opened, expires, generation, verdict_id, verdict,
-stage, flags, origin, start, connections, pad."""
-
-
-class Bench:
-    """A loaded gate that no packet but the test's reaches."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        maps, seamed = lab.pins.maps, lab.pins.programs / "seamed"
-        subprocess.run([sys.executable, "-m", "tests.support.seam", maps, seamed], check=True, cwd=ROOT)
-        lab.inside.ip("link", "set", DEVICE, "down")
-        self.watch = Watch(lab)
-        self.gate = self.watch.gate
-        self.seamed, self.shipped = (TestRun(lab.pins.programs / name) for name in ("seamed", "gate_egress"))
-        self.before, self.after, self.cookie, self.interfaces, self.heartbeat = (
-            Map(maps / name) for name in ("seam_before", "seam_after", "seam_cookie", "interfaces", "heartbeat")
-        )
-        assert self.before.value_size == STATE.size
-        self.seen: Tally[str] = Tally()
-
-    def run(self, socket: Socket, frame: bytes) -> int:
-        """Judge a packet; `socket` becomes what its storage was left as."""
-        self.before.put(bytes(4), packed(socket))
-        self.cookie.put(bytes(4), socket.cookie.to_bytes(8, "little"))
-        done = self.seamed(frame)
-        assert done.frame == frame, "the gate changed a packet"
-        if socket.stored:
-            unpack(socket, self.after.get(bytes(4)) or b"")
-        return done.action
-
-    def clear(self) -> None:
-        self.watch.reset()
-        for index in range(3):
-            self.gate.remove_process((1 << 30) + index)
-
-    def close(self) -> None:
-        for map_ in (self.before, self.after, self.cookie, self.interfaces, self.heartbeat):
-            map_.close()
-        for program in (self.seamed, self.shipped):
-            program.close()
-        self.watch.close()
-
-
-def packed(socket: Socket) -> bytes:
-    return STATE.pack(
-        *socket.identity, 0, socket.expires, socket.generation, socket.verdict_id, socket.verdict, 0, socket.flags, 0,
-        socket.start, socket.connections, socket.stored,
-    )  # fmt: skip
-
-
-def unpack(socket: Socket, data: bytes) -> None:
-    fields = STATE.unpack(data)
-    socket.identity = Identity._make(fields[:6])
-    socket.expires, socket.generation, socket.verdict_id, socket.verdict = fields[7:11]
-    socket.flags, socket.start, socket.connections = fields[12], fields[14], fields[15]
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    lab = Lab()
-    bench = None
-    try:
-        lab.load()
-        bench = Bench(lab)
+    with opened() as bench:
         yield bench
-    finally:
-        if bench is not None:
-            bench.close()
-        lab.close()
-
-
-def verdicts_told(bench: Bench) -> list[VerdictEvent]:
-    kinds = (EventType.VERDICT, EventType.VERDICT_NAME)
-    told = [event for event in bench.watch.events() if isinstance(event, VerdictEvent) and event.type in kinds]
-    bench.watch.forget()
-    return [event._replace(time=0) for event in told]
 
 
 class Twins:
@@ -129,13 +51,10 @@ class Twins:
         for maker, gate in zip(self.makers, gates, strict=True):
             maker.world(gate, hold_ifindex=loaded.hold_ifindex, enforcing=enforcing)
             ethernet = maker.one((1, 1, 1, 0))
-        bench.interfaces.put(LOOPBACK.to_bytes(4, "little"), ethernet.to_bytes(4, "little"))
-        bench.gate.beat()
+        bench.interface(LOOPBACK, ethernet)
         self.simulated.beaten = now()
-        bench.gate.take(bench.gate.hold_queue()[0])
         self.link = 14 if ethernet else 0
-        self.oracle = Oracle(self.simulated, LOOPBACK, link=self.link)
-        verdicts_told(bench)
+        self.oracle = Oracle(self.simulated, LOOPBACK, interfaces={LOOPBACK: ethernet})
 
     def packets(self) -> Iterator[tuple[Socket, Socket, bytes]]:
         """A socket in the kernel, the same socket in the model, and what it sends."""
@@ -169,9 +88,9 @@ def check(bench: Bench, seed: int, *, enforcing: bool = False) -> None:
     twins = Twins(bench, seed, enforcing=enforcing)
     for number, (socket, model, frame) in enumerate(twins.packets()):
         why = f"seed {seed}, packet {number}"
-        twins.judge(socket, model, frame, bench.run, why)
+        twins.judge(socket, model, frame, lambda *sent: bench.leaves(*sent).action, why)
         assert packed(socket) == packed(model), f"{why}: {frame.hex()}: {socket}, not {model}"
-        assert verdicts_told(bench) == twins.told(), why
+        assert bench.told() == twins.told(), why
         for flow, note in twins.simulated.notes.items():
             held = bench.gate.held(flow)
             assert held is not None, why
@@ -184,9 +103,9 @@ def check_shipped(bench: Bench, seed: int) -> None:
     """Sockets without storage, and with the cookies that the kernel gives them: another one each time."""
     twins = Twins(bench, seed, strangers=True)
     for number, (socket, model, frame) in enumerate(twins.packets()):
-        model.cookie = number
+        model.cookie = number + 1
         twins.judge(socket, model, frame, lambda _, sent: bench.shipped(sent).action, f"seed {seed}, packet {number}")
-        told = verdicts_told(bench)
+        told = bench.told()
         assert [event._replace(cookie=0) for event in told] == [event._replace(cookie=0) for event in twins.told()]
 
 

@@ -259,7 +259,7 @@ class Maker:
         return captures.tcp(flow.sport, flow.dport, payload, seq=seq, flags=flags, options=options)
 
     def _ip(self, version: int, protocol: int, inside: bytes, flow: Tuple) -> bytes:
-        src, dst = (_text(version, key) for key in (flow.src, flow.dst))
+        src, dst = (text_of(version, key) for key in (flow.src, flow.dst))
         if version == 4:
             offset = self.one((8, 64, 800)) if self.odds(1) else 0
             dst = "224.0.0.22" if protocol == 2 and self.odds(5) else dst
@@ -303,5 +303,5 @@ def _key(address: str) -> bytes:
     return to_key(ipaddress.ip_address(address))
 
 
-def _text(version: int, key: bytes) -> str:
+def text_of(version: int, key: bytes) -> str:
     return str(ipaddress.IPv4Address(key[12:]) if version == 4 else ipaddress.IPv6Address(key))

@@ -15,6 +15,7 @@ from engine.abi.numbers import (
     DestinationClass,
     EventType,
     FlowFlag,
+    Hook,
     KernelVerdict,
     Mode,
     NameClass,
@@ -85,6 +86,8 @@ class Egress:
 
     gate: SimulatedGate
     ifindex: int = 7
+    inside: bool = False
+    """An inside interface: what is held there goes on into the stack."""
     told: list[VerdictEvent] = field(default_factory=list)
     """What the ring would carry."""
 
@@ -225,9 +228,8 @@ class Egress:
         return self._destination(DestinationClass.STRATEGY, flow) if Present.STRATEGY_DEST in present else None
 
     def _connect(self, plan: Plan, who: Identity | None, flow: Tuple) -> VerdictEntry | None:
-        for shape in plan.connect_shapes:
-            key = key_of(shape, plan.generation, who, flow)
-            if key is not None and (entry := self.gate.standing(self.gate.connects.get(key))):
+        for key in _keys(plan.connect_shapes, plan, who, flow):
+            if entry := self.gate.standing(self.gate.connects.get(key)):
                 return entry
         return None
 
@@ -297,6 +299,7 @@ class Egress:
         note = Held(
             who, socket.cookie, self.gate.clock(), self.ifindex, run.generation,
             socket.verdict_id if socket.stored else 0, run.key.part, socket.start, stage, flags,
+            Hook.INGRESS if self.inside else Hook.EGRESS,
         )  # fmt: skip
         if socket.stored and length:
             socket.flags |= FlowFlag.HOLDING | (FlowFlag.COPIED if run.observe else 0)
@@ -333,7 +336,8 @@ def key_of(shape: int, generation: int, who: Identity | None, flow: Tuple) -> Co
 
 
 def _keys(shapes: tuple[int, ...], plan: Plan, who: Identity | None, flow: Tuple) -> list[ConnectKey]:
-    keys = (key_of(shape, plan.generation, who, flow) for shape in shapes)
+    # What is said of what comes in is no word on what leaves.
+    keys = (key_of(shape, plan.generation, who, flow) for shape in shapes if not shape & Shape.INBOUND)
     return [key for key in keys if key is not None]
 
 

@@ -6,6 +6,7 @@ bounds: the first 128 bytes, six extension headers, sixteen IPv4 options, two VL
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -30,15 +31,29 @@ class Status(IntEnum):
     MALFORMED = 4
 
 
+REQUESTS = {1: (8, 13), 58: (128,)}
+"""ICMP and ICMPv6 types that ask (RFC 792, RFC 4443 4)."""
+ANSWERS = {1: (0, 14), 58: (129,)}
+"""Types that answer them."""
+ERRORS = {1: (3, 4, 11, 12), 58: (1, 2, 3, 4)}
+"""Types that are about a packet of somebody else's (RFC 1122 3.2.2, RFC 4443 2.1)."""
+_NOTHING = Tuple(bytes(16), bytes(16), 0, 0, 0)
+
+
 class Headers(NamedTuple):
-    """`flow`, `payload` (its bytes), `seq` and `flags` mean something only with OK."""
+    """`payload` (its bytes), `seq` and `flags` mean something only with OK. `flow`: without it, as much as was read."""
 
     status: Status
     version: int = 0
-    flow: Tuple = Tuple(bytes(16), bytes(16), 0, 0, 0)
+    flow: Tuple = _NOTHING
     payload: bytes = b""
     seq: int = 0
     flags: int = 0
+
+
+def is_icmp(read: Headers, types: Mapping[int, tuple[int, ...]]) -> bool:
+    """Is this an ICMP message of one of these types?"""
+    return bool(read.payload) and read.payload[0] in types.get(read.flow.transport, ())
 
 
 class _RefusedError(Exception):
@@ -51,6 +66,7 @@ class _Window:
 
     def __init__(self, frame: bytes) -> None:
         self.frame = frame
+        self.flow = _NOTHING
 
     def need(self, at: int, size: int, end: int) -> None:
         if at + size > min(end, WINDOW):
@@ -77,7 +93,7 @@ def read(frame: bytes, link: int = 14) -> Headers:
         if kind == 0x86DD:
             return _ipv6(window, at)
     except _RefusedError as error:
-        return Headers(error.status)
+        return Headers(error.status, flow=window.flow)
     return Headers(Status.MALFORMED if kind in _TAGS else Status.NOT_IP)
 
 
@@ -89,6 +105,7 @@ def _ipv4(window: _Window, at: int) -> Headers:
         raise _RefusedError(Status.MALFORMED)
     src, dst = _MAPPED + frame[at + 12 : at + 16], _MAPPED + frame[at + 16 : at + 20]
     protocol, offset = frame[at + 9], window.number(at + 6) & 0x1FFF
+    window.flow = Tuple(src, dst, 0, 0, protocol)
     if offset:
         raise _RefusedError(Status.MALFORMED if offset < 8 else Status.FRAGMENT)
     if protocol == _IGMP and dst[12] >> 4 == 14 and frame[at + 8] == 1:
@@ -121,6 +138,7 @@ def _ipv6(window: _Window, at: int) -> Headers:
     if frame[at] >> 4 != 6 or end > len(frame):
         raise _RefusedError(Status.MALFORMED)
     src, dst, hops, protocol = frame[at + 8 : at + 24], frame[at + 24 : at + 40], frame[at + 7], frame[at + 6]
+    window.flow = Tuple(src, dst, 0, 0, 0)
     at += 40
     for _ in range(_EXTENSIONS):
         if protocol not in _CHAINED:
@@ -131,6 +149,7 @@ def _ipv6(window: _Window, at: int) -> Headers:
             raise _RefusedError(Status.MALFORMED)  # the destination is only the next stop
         if protocol == _FRAGMENT:
             offset, size = window.number(at + 2) & 0xFFF8, 8
+            window.flow = window.flow._replace(transport=frame[at])
             if offset:
                 raise _RefusedError(Status.MALFORMED if offset < 64 else Status.FRAGMENT)
         elif protocol == _AUTHENTICATION:
@@ -152,6 +171,7 @@ def _ipv6(window: _Window, at: int) -> Headers:
 
 def _transport(window: _Window, version: int, at: int, end: int, protocol: int, ends: tuple[bytes, bytes]) -> Headers:
     frame, seq, flags, ports = window.frame, 0, 0, (0, 0)
+    window.flow = window.flow._replace(transport=protocol)
     start = at
     if protocol == _TCP:
         window.need(at, 20, end)

@@ -1,8 +1,8 @@
 """gate_ingress in plain Python, over the simulated maps: what would the kernel do with this packet that comes in?
 
-The order, step for step as bpf/gate.c has it: is it judged at all, headers, never-deny by the peer's address, what is
-known of the flow, a person's word on the destination, connect verdicts for what comes in, hold. Sockets are the
-kernel's to look up: here nobody listens, so that a segment in the middle of an unknown stream is an answer.
+The order: is it judged at all, headers, never-deny by the peer's address, what is known of the flow, a person's word on
+the destination, connect verdicts for what comes in, hold. Sockets are the kernel's to look up: of a segment in the
+middle of an unknown stream the caller says what the socket table would.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from engine.protocols import packet as packets
 from tests.support import headers
 from tests.support.egress import NOBODY, Outcome, key_of, quic_long_header
 from tests.support.headers import Headers, Status
+from tests.support.oracle import ANSWER_NS
 from tests.support.simulator import SimulatedGate
 
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
-_ERRORS = {1: (3, 4, 11, 12), 58: (1, 2, 3, 4)}
-"""ICMP and ICMPv6 types about a packet that left."""
 _APPLIED = {Origin.DEST: Counter.HIT_DEST}
 
 
@@ -47,10 +46,16 @@ class Ingress:
     link: int = 14
     told: list[VerdictEvent] = field(default_factory=list)
 
-    def packet(self, frame: bytes) -> Outcome:
+    def packet(self, frame: bytes, *, outside: bool = False, mark: int = 0) -> Outcome:
+        """`outside`: the socket table knows this TCP segment's connection as one that was opened from outside, or
+        somebody listens for it."""
         gate, config = self.gate, self.gate.config()
         present, self._observe = Present(config.present), config.mode == Mode.OBSERVE
-        if config.mode == Mode.PANIC or Present.INBOUND not in present:
+        if config.mode == Mode.PANIC:
+            return Outcome.PASS
+        if mark and mark == config.release_mark:
+            return self._passed(Counter.PASSED_RELEASED)
+        if Present.INBOUND not in present:
             return Outcome.PASS
         self._generation = gate.generation()
         plan = gate.plan(self._generation)
@@ -75,15 +80,17 @@ class Ingress:
         start = (read.seq + 1) & 0xFFFFFFFF if opening else 0
         if opening and known is not None and known.start != start:
             known = None
-        if tcp and not opening and known is None:
+        if tcp and not opening and known is None and not outside:
             return self._passed(Counter.PASSED_REPLY)
         if not tcp and known is not None and known.opened_by == OpenedBy.HERE:
             if gate.clock() < known.expires:
+                gate.inbounds.put(key, known._replace(expires=gate.clock() + ANSWER_NS))
                 return self._passed(Counter.PASSED_REPLY)
             known = None
-        if not tcp and known is None and self._is_error(read):
+        if known is None and headers.is_icmp(read, headers.ERRORS):
             return self._passed(Counter.PASSED_REPLY)
-        run = _Run(flow, key, tcp, start, read, FlowFlag.STARTED if tcp else FlowFlag(0))
+        started = tcp and (opening or known is not None)
+        run = _Run(flow, key, tcp, start, read, FlowFlag.STARTED if started else FlowFlag(0))
         if known is not None:
             run.before, run.start = known.verdict_id, start if opening else known.start
             if known.generation == self._generation and self._unexpired(known.expires):
@@ -134,10 +141,6 @@ class Ingress:
             if entry := self.gate.standing(found):
                 return entry
         return None
-
-    @staticmethod
-    def _is_error(read: Headers) -> bool:
-        return bool(read.payload) and read.payload[0] in _ERRORS.get(read.flow.transport, ())
 
     # ---- what becomes of it
 
@@ -218,8 +221,7 @@ class _Run:
 
 def _key(read: Headers) -> Tuple:
     """The key in inbound_flows: an answer to a ping is another flow than a ping."""
-    answers = {1: (0, 14), 58: (129,)}.get(read.flow.transport)
-    if answers is None:
+    if read.flow.transport not in headers.ANSWERS:
         return read.flow
-    kind = read.payload[0] if read.payload else -1
-    return read.flow._replace(dport=IcmpKind.ANSWER_IN if kind in answers else IcmpKind.REQUEST_IN)
+    answers = headers.is_icmp(read, headers.ANSWERS)
+    return read.flow._replace(dport=IcmpKind.ANSWER_IN if answers else IcmpKind.REQUEST_IN)

@@ -1,22 +1,39 @@
 """The whole of gate_egress in plain Python: Egress (the precedence) with what stands around it in the program.
 
-Headers, modes, the posture, the hold queue, the heartbeat, and the counter of each packet. tests/kernel/test_oracle.py
-holds it to the program itself, so that what is proved with Egress is true of the kernel too.
+Headers, modes, the posture, the hold queue, the heartbeat, flows that were opened from outside, what passes through,
+and the counter of each packet. tests/kernel/test_oracle.py and test_oracle_shared.py hold it to the program itself, so
+that what is proved with Egress is true of the kernel too.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from engine.abi.numbers import Counter, FlowFlag, KernelVerdict, Mode, Origin, PostureBit, StageNumber
-from engine.abi.records import VerdictEntry
+from engine.abi.numbers import (
+    Counter,
+    FlowFlag,
+    Hook,
+    IcmpKind,
+    InterfaceKind,
+    KernelVerdict,
+    Mode,
+    OpenedBy,
+    Origin,
+    PostureBit,
+    Present,
+    StageNumber,
+)
+from engine.abi.records import Held, InboundFlow, VerdictEntry
 from engine.model import net
 from engine.protocols import packet as packets
 from tests.support import captures, headers
-from tests.support.egress import Egress, Judged, Outcome, Socket, _Run
+from tests.support.egress import NOBODY, Egress, Judged, Outcome, Socket, _Run
 from tests.support.headers import Headers, Status
 
+ANSWER_NS = 180 * 10**9
+"""How long what comes in is taken for the answer to a datagram (docs/adr/0014)."""
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
 _APPLIED = {
     Origin.FLOW: (Counter.HIT_FLOW, Counter.DROPPED_FLOW),
@@ -26,38 +43,155 @@ _APPLIED = {
 """Origin -> what is counted when it is met, and when it drops; any other origin is a person's word."""
 
 
+class Way(NamedTuple):
+    """How a packet came to the gate: by which interface (0: it was sent here), and with which mark."""
+
+    came_by: int = 0
+    mark: int = 0
+
+
+SENT_HERE = Way()
+
+
 @dataclass
 class Oracle(Egress):
-    """Counts into `gate.counted`. `beaten` of the gate is the heartbeat."""
+    """Counts into `gate.counted`. `beaten` of the gate is the heartbeat; `interfaces` are the kinds by number."""
 
-    link: int = 14
+    interfaces: dict[int, int] = field(default_factory=dict)
 
-    def packet(self, socket: Socket, frame: bytes) -> Judged:
+    def packet(self, socket: Socket, frame: bytes, way: Way = SENT_HERE) -> Judged:
+        """A packet without a socket has one with the cookie 0, as for the kernel."""
         config = self.gate.config()
         observe = config.mode == Mode.OBSERVE or bool(socket.stored and socket.flags & FlowFlag.OBSERVE)
         if config.mode == Mode.PANIC:
             return self._counted(Outcome.PASS, Counter.PASSED_PANIC)
+        if way.mark and way.mark == config.release_mark and way.came_by == self.ifindex:
+            return self._counted(Outcome.PASS, Counter.PASSED_RELEASED)
+        if not socket.cookie and way.came_by not in (0, self.ifindex):
+            judged = self._passing_through(way.came_by)
+            if judged is not None:
+                return judged
         if (decided := self._decided(socket, observe)) is not None:
             return decided
-        read = headers.read(frame, self.link)
-        if read.status is Status.NOT_IP:
+        kind = self.interfaces.get(self.ifindex, InterfaceKind.ETHERNET)
+        self.inside = bool(kind & InterfaceKind.INSIDE)
+        read = headers.read(frame, 14 if kind & InterfaceKind.ETHERNET else 0)
+        if read.status is not Status.OK:
+            judged = self._unread(read.status, socket, observe)
+        else:
+            if _opens(read) and socket.stored:
+                socket.start = (read.seq + 1) & 0xFFFFFFFF
+                socket.flags |= FlowFlag.STARTED
+            if (answer := self._answer(socket, read, observe)) is not None:
+                return answer
+            judged = self._sent_by(socket, read)
+        if judged.outcome is Outcome.PASS:
+            self._expect_answer(read)
+        return judged
+
+    def _passing_through(self, came_by: int) -> Judged | None:
+        """A packet of nobody here, from another interface: an inside one has judged it already; one that nobody knows
+        follows the posture, once there are inside ones."""
+        config, kind = self.gate.config(), self.interfaces.get(came_by)
+        if kind is not None:
+            return self._counted(Outcome.PASS, Counter.PASSED_FORWARDED) if kind & InterfaceKind.INSIDE else None
+        closed = config.present & Present.INSIDE and not config.open & PostureBit.UNKNOWN_INTERFACE
+        if config.mode == Mode.ENFORCE and closed:
+            return self._counted(Outcome.DROP, Counter.DROPPED_INTERFACE)
+        return None
+
+    def _unread(self, status: Status, socket: Socket, observe: bool) -> Judged:
+        """No packet that a policy could be asked about."""
+        if status is Status.NOT_IP:
             return self._counted(Outcome.PASS, Counter.PASSED_NOT_IP)
-        if read.status is Status.LINK_CONTROL:
+        if status is Status.LINK_CONTROL:
             return self._counted(Outcome.PASS, Counter.PASSED_LINK_CONTROL)
-        if read.status is Status.FRAGMENT:
-            if observe or config.open & PostureBit.FRAGMENT:
-                return self._counted(Outcome.PASS, Counter.PASSED_FRAGMENT)
-            return self._counted(Outcome.DROP, Counter.DROPPED_FRAGMENT)
-        if read.status is Status.MALFORMED:
+        if status is Status.MALFORMED:
             return self._posture(PostureBit.MALFORMED, Counter.DROPPED_MALFORMED, socket, observe, 0)
+        if observe or self.gate.config().open & PostureBit.FRAGMENT:
+            return self._counted(Outcome.PASS, Counter.PASSED_FRAGMENT)
+        return self._counted(Outcome.DROP, Counter.DROPPED_FRAGMENT)
+
+    def _sent_by(self, socket: Socket, read: Headers) -> Judged:
+        """What leaves in a flow of its own."""
         if self._has_nothing_to_wait_for(socket, read):
             return Judged(Outcome.PASS)
         judged = super().packet(socket, plain(read))
         if judged.origin is Origin.NEVER_DENY:
             self.gate.counted[Counter.PASSED_NEVER_DENY] += 1
-        elif _is_answer(socket, read):
+        elif _is_bare(socket, read):
             self.gate.counted[Counter.PASSED_INBOUND] += 1
         return judged
+
+    # ---- flows that were opened from outside
+
+    def _answer(self, socket: Socket, read: Headers, observe: bool) -> Judged | None:
+        """What leaves in a flow that was opened from outside goes with the verdict on what comes in: of an accepted
+        socket, or of any other that does not own the flow, by the tuple. None: it is no such flow.
+
+        Of ICMP, answers alone belong to what came in: a question of this host's is its own flow.
+        """
+        present, generation = Present(self.gate.config().present), self.gate.generation()
+        accepted, tcp = _is_accepted(socket), read.flow.transport == packets.TCP
+        if tcp and not read.payload and (read.flags & packets.RST or _is_bare(socket, read)):
+            return None  # carries nothing
+        if accepted and self.inside:
+            return Judged(Outcome.PASS)  # its other end was judged where it came in
+        if Present.INBOUND not in present or (tcp and socket.stored and not accepted):
+            return None
+        icmp = read.flow.transport in headers.ANSWERS
+        known = None
+        if not icmp or headers.is_icmp(read, headers.ANSWERS):
+            known = self.gate.inbounds.get(read.flow.reversed())
+        if not accepted and (known is None or known.opened_by != OpenedBy.OUTSIDE):
+            return None
+        plan = self.gate.plan(generation)
+        if plan.generation == generation and not plan.inbound:
+            return Judged(Outcome.PASS) if accepted else None
+        if known is None or known.generation != generation or not self._unexpired(known.expires):
+            return self._hold_answer(socket, read, observe, 0 if known is None else known.verdict_id)
+        if known.verdict in _PASSING and tcp and socket.stored:
+            # One peer is all that it has.
+            socket.verdict, socket.generation, socket.expires = KernelVerdict.ALLOW, generation, known.expires
+        if known.verdict in (*_PASSING, KernelVerdict.UNDECIDED):
+            return Judged(Outcome.PASS)  # undecided: a server may speak first
+        if observe:
+            return self._counted(Outcome.PASS, Counter.WOULD_DROP)
+        return self._counted(Outcome.DROP, Counter.DROPPED_INBOUND)
+
+    def _hold_answer(self, socket: Socket, read: Headers, observe: bool, before: int) -> Judged:
+        """The flow is asked about as one that comes in, whoever sends."""
+        if (why_not := self._cannot_hold()) is not None:
+            return self._posture(*why_not, socket, observe, len(read.payload))
+        self.gate.counted[Counter.HELD_LATE] += 1
+        flags = FlowFlag.INBOUND | FlowFlag.NO_STORAGE | FlowFlag.PAYLOAD_PASSED
+        if observe:
+            flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
+        note = Held(
+            NOBODY, socket.cookie, self.gate.clock(), self.ifindex, self.gate.generation(), before, 0, 0,
+            StageNumber.PAYLOAD, int(flags), Hook.INGRESS if self.inside else Hook.EGRESS,
+        )  # fmt: skip
+        self.gate.notes.put(read.flow, note)
+        self.gate.redirected += 1
+        return Judged(Outcome.PASS if observe else Outcome.HOLD)
+
+    def _expect_answer(self, read: Headers) -> None:
+        """A datagram has left: for a while what comes back is its answer. Of ICMP, an answer to what asks."""
+        flow = read.flow.reversed()
+        tcp = read.status is Status.OK and flow.transport == packets.TCP
+        if tcp or not flow.transport or not self.gate.config().present & Present.INBOUND:
+            return
+        icmp = flow.transport in headers.REQUESTS
+        if icmp and not headers.is_icmp(read, headers.REQUESTS):
+            return
+        key = flow._replace(dport=IcmpKind.ANSWER_IN) if icmp else flow
+        known, until = self.gate.inbounds.get(key), self.gate.clock() + ANSWER_NS
+        if known is None or (icmp and known.opened_by == OpenedBy.OUTSIDE):
+            known = InboundFlow(KernelVerdict.NONE, OpenedBy.HERE)
+        if known.opened_by == OpenedBy.HERE:
+            self.gate.inbounds.put(key, known._replace(expires=until))
+
+    # ---- what stands around the precedence
 
     def _counted(self, outcome: Outcome, counter: Counter) -> Judged:
         self.gate.counted[counter] += 1
@@ -67,7 +201,7 @@ class Oracle(Egress):
         """What socket storage says before anything is read of the packet."""
         if not socket.stored:
             return None
-        if socket.flags & FlowFlag.INBOUND:
+        if _is_accepted(socket) and not self.gate.config().present & Present.INBOUND:
             return Judged(Outcome.PASS)
         if socket.generation != self.gate.generation() or not self._unexpired(socket.expires):
             return None
@@ -89,9 +223,6 @@ class Oracle(Egress):
         )
         if not undecided or read.flow.transport != packets.TCP or read.payload or read.flags & packets.RST:
             return False
-        if read.flags & packets.SYN and not read.flags & packets.ACK:
-            socket.start = (read.seq + 1) & 0xFFFFFFFF
-            socket.flags |= FlowFlag.STARTED
         return not socket.flags & FlowFlag.PAYLOAD_PASSED
 
     def _posture(self, condition: PostureBit, why: Counter, socket: Socket, observe: bool, length: int) -> Judged:
@@ -142,16 +273,19 @@ class Oracle(Egress):
         return Counter.HELD_LATE if late else Counter.HELD_PAYLOAD
 
 
-def _is_answer(socket: Socket, read: Headers) -> bool:
-    """A TCP segment without payload and without storage, that opens nothing."""
-    opens = read.flags & packets.SYN and not read.flags & packets.ACK
-    return (
-        not socket.stored
-        and read.flow.transport == packets.TCP
-        and not read.payload
-        and not read.flags & packets.RST
-        and not opens
-    )
+def _is_accepted(socket: Socket) -> bool:
+    return socket.stored and bool(socket.flags & FlowFlag.INBOUND)
+
+
+def _opens(read: Headers) -> bool:
+    syn = read.flow.transport == packets.TCP and read.flags & packets.SYN
+    return bool(syn and not read.flags & packets.ACK)
+
+
+def _is_bare(socket: Socket, read: Headers) -> bool:
+    """A TCP segment without payload and without storage, that opens nothing and ends nothing."""
+    tcp = read.flow.transport == packets.TCP
+    return not socket.stored and tcp and not read.payload and not read.flags & packets.RST and not _opens(read)
 
 
 def plain(read: Headers) -> bytes:

@@ -1,11 +1,15 @@
-"""Loads bpf/gate.c with its two seams to the kernel's sockets under a test's control.
+"""Loads bpf/gate.c with its seams to the kernel's sockets under a test's control.
 
-    python -m tests.support.seam MAPS PIN
+    python -m tests.support.seam SOURCE MAPS PINS
 
-BPF_PROG_TEST_RUN gives every run a fresh socket: without storage, and with a cookie that nobody knows beforehand. So of
-the program that is judged here two expressions differ from what is shipped, and not a word else: socket storage begins
-as the map `seam_before` says (or is absent), and the cookie is the one in `seam_cookie`. What the storage holds in the
-end is copied to `seam_after`. A gate.c in which these expressions are not to be found is refused.
+BPF_PROG_TEST_RUN gives every run a fresh socket: without storage, and with a cookie that nobody knows beforehand. It
+has no way to say that there is no socket, and, before Linux 5.12, none to say by which interface a packet came. So of
+the programs that are judged here a few expressions differ from what is shipped, and not a word else: whether there is
+a socket, how its storage begins (or that it is absent), its cookie, the interface that the packet came in by, and what
+the socket table says of a segment that comes in. What the storage holds in the end is copied to `seam_after`. A gate.c
+in which these expressions are not to be found is refused.
+
+Both directions are loaded from one text: they share every map, the scratch too.
 """
 
 from __future__ import annotations
@@ -17,36 +21,86 @@ from pathlib import Path
 from engine.kernel import headers, libbpf
 from engine.kernel.programs import SCHED_CLS, SOURCES
 
-STORAGE = "sockets.sk_storage_get(sk, 0, 0)"
-COOKIE = "#define SOCKET_COOKIE(context) (((__u64(*)(void *))BPF_FUNC_get_socket_cookie)(context))"
-PROGRAM = "int gate_egress(struct __sk_buff *skb)\n{"
 FIRST = "static inline __attribute__((always_inline)) void count(__u32 what)\n"
 
 SEAM = """
+struct seam {
+	__u64 cookie;
+	__u32 socket;  /* 0: the packet has none */
+	__u32 stored;  /* the socket has storage */
+	__u32 came_by; /* interface */
+	__u32 outside; /* the socket table's word on a segment that comes in: opened from outside */
+};
+
 BPF_F_TABLE("array:" SALLYPORT_PINS "/seam_before", __u32, struct socket_state, seam_before, 1, 0);
 BPF_F_TABLE("array:" SALLYPORT_PINS "/seam_after", __u32, struct socket_state, seam_after, 1, 0);
-BPF_F_TABLE("array:" SALLYPORT_PINS "/seam_cookie", __u32, __u64, seam_cookie, 1, 0);
+BPF_F_TABLE("array:" SALLYPORT_PINS "/seam_run", __u32, struct seam, seam_run, 1, 0);
+
+static inline __attribute__((always_inline)) struct seam *seam(void)
+{
+	__u32 zero = 0;
+
+	return seam_run.lookup(&zero);
+}
 
 static inline __attribute__((always_inline)) struct socket_state *seam_storage(struct bpf_sock *sk)
 {
 	__u32 zero = 0;
 	struct socket_state *before = seam_before.lookup(&zero);
+	struct seam *run = seam();
 
-	/* `pad` says whether there is storage at all: a byte of the record that means nothing to the gate. */
-	if (!before || !before->pad)
+	if (!before || !run || !run->stored)
 		return 0;
 	return sockets.sk_storage_get(sk, before, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
-static inline __attribute__((always_inline)) __u64 seam_cookie_of(void)
+static inline __attribute__((always_inline)) __u64 seam_cookie(void)
 {
-	__u32 zero = 0;
-	__u64 *cookie = seam_cookie.lookup(&zero);
+	struct seam *run = seam();
 
-	return cookie ? *cookie : 0;
+	return run ? run->cookie : 0;
+}
+
+static inline __attribute__((always_inline)) __u32 seam_socket(void)
+{
+	struct seam *run = seam();
+
+	return run ? run->socket : 0;
+}
+
+static inline __attribute__((always_inline)) __u32 seam_came_by(void)
+{
+	struct seam *run = seam();
+
+	return run ? run->came_by : 0;
+}
+
+static inline __attribute__((always_inline)) __u32 seam_outside(void)
+{
+	struct seam *run = seam();
+
+	return run ? run->outside : 0;
 }
 
 """
+
+SEAMS = (
+    (
+        "#define SOCKET_COOKIE(context) (((__u64(*)(void *))BPF_FUNC_get_socket_cookie)(context))",
+        "#define SOCKET_COOKIE(context) seam_cookie()",
+    ),
+    (FIRST, SEAM + FIRST),
+    ("sockets.sk_storage_get(sk, 0, 0)", "seam_storage(sk)"),
+    ("struct bpf_sock *sk = skb->sk;", "struct bpf_sock *sk = seam_socket() ? skb->sk : 0;"),
+    ("!is_opened_outside(skb, s)", "!seam_outside()"),
+    (
+        "int gate_egress(struct __sk_buff *skb)\n{",
+        "static inline __attribute__((always_inline)) int judged(struct __sk_buff *skb)\n{",
+    ),
+)
+"""Each is there exactly once."""
+CAME_BY = "skb->ingress_ifindex", "seam_came_by()"
+"""Wherever it stands."""
 
 TAIL = """
 int gate_egress(struct __sk_buff *skb)
@@ -70,30 +124,28 @@ int gate_egress(struct __sk_buff *skb)
 """
 
 
-def source() -> str:
-    text = (SOURCES / "gate.c").read_text()
-    for old, new in (
-        (COOKIE, "#define SOCKET_COOKIE(context) seam_cookie_of()"),
-        (FIRST, SEAM + FIRST),
-        (STORAGE, "seam_storage(sk)"),
-        (PROGRAM, "static inline __attribute__((always_inline)) int judged(struct __sk_buff *skb)\n{"),
-    ):
+def seamed(text: str) -> str:
+    """Return the text of a gate.c with the seams in it."""
+    for old, new in SEAMS:
         if text.count(old) != 1:
-            raise SystemExit(f"bpf/gate.c has not exactly one: {old}")
+            raise SystemExit(f"gate.c has not exactly one: {old}")
         text = text.replace(old, new)
-    return text + TAIL
+    if CAME_BY[0] not in text:
+        raise SystemExit(f"gate.c has no: {CAME_BY[0]}")
+    return text.replace(*CAME_BY) + TAIL
 
 
 def main() -> None:
-    maps, pin = Path(sys.argv[1]), Path(sys.argv[2])
+    source, maps, pins = (Path(word) for word in sys.argv[1:])
     tree = headers.find()
     if tree is not None:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     from bcc import BPF
 
     flags = [f"-I{SOURCES / 'include'}", "-DSALLYPORT_KERNEL", f'-DSALLYPORT_PINS="{maps}"']
-    module = BPF(text=source(), cflags=flags)
-    libbpf.obj_pin(module.load_func("gate_egress", SCHED_CLS).fd, pin)
+    module = BPF(text=seamed(source.read_text()), cflags=flags)
+    for name in ("gate_egress", "gate_ingress"):
+        libbpf.obj_pin(module.load_func(name, SCHED_CLS).fd, pins / f"seamed_{name}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +41,16 @@ class _Attributes(ctypes.Structure):
     )
 
 
+_CONTEXT = struct.Struct("=8xI20xI220x")
+"""struct __sk_buff (linux/bpf.h), with room for later fields: `mark` and `priority`."""
+
+
 class Run(NamedTuple):
-    """`action`: what the program returned, signed; `frame`: the packet as it was then."""
+    """`action`: what the program returned, signed; `frame`: the packet as it was then, and its mark."""
 
     action: int
     frame: bytes
+    mark: int
 
 
 class TestRun:
@@ -56,17 +62,21 @@ class TestRun:
         self._program = libbpf.obj_get(pin)
         self._call = ctypes.CDLL(None, use_errno=True).syscall
         self._out = ctypes.create_string_buffer(_ROOM)
+        self._context = ctypes.create_string_buffer(_CONTEXT.size)
 
-    def __call__(self, frame: bytes) -> Run:
+    def __call__(self, frame: bytes, mark: int = 0) -> Run:
         """OSError EINVAL: shorter than a link header, or more than about 3,600 bytes."""
         given = ctypes.create_string_buffer(frame, len(frame))
+        context = ctypes.create_string_buffer(_CONTEXT.pack(mark, 0), _CONTEXT.size)
         asked = _Attributes(
             prog_fd=self._program, data_size_in=len(frame), data_size_out=_ROOM, data_in=ctypes.addressof(given),
-            data_out=ctypes.addressof(self._out), repeat=1,
+            data_out=ctypes.addressof(self._out), repeat=1, ctx_size_in=_CONTEXT.size, ctx_size_out=_CONTEXT.size,
+            ctx_in=ctypes.addressof(context), ctx_out=ctypes.addressof(self._context),
         )  # fmt: skip
         if self._call(_SYSCALL, _BPF_PROG_TEST_RUN, ctypes.byref(asked), ctypes.sizeof(asked)) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "BPF_PROG_TEST_RUN")
-        return Run(ctypes.c_int32(asked.retval).value, self._out.raw[: asked.data_size_out])
+        marked, _ = _CONTEXT.unpack(self._context.raw)
+        return Run(ctypes.c_int32(asked.retval).value, self._out.raw[: asked.data_size_out], marked)
 
     def close(self) -> None:
         os.close(self._program)
