@@ -49,15 +49,27 @@ _PARENTS = {Hook.TC_EGRESS: Parent.EGRESS, Hook.TC_INGRESS: Parent.INGRESS}
 GUARDS: Mapping[str, Parent] = {
     program.name: _PARENTS[program.hook] for program in PROGRAMS if program.hook in _PARENTS
 }
-"""The programs that every guarded interface has, and where."""
+"""The programs of a guarded interface, and where."""
+AT_INGRESS = "gate_ingress"
+"""Stands there while a policy judges what comes in, or reads what resolvers answer: otherwise each packet that comes in
+would call it for nothing (docs/adr/0016)."""
 INSIDE: Mapping[str, Parent] = {"gate_egress": Parent.INGRESS}
 """Those of an inside interface: what comes in by it leaves somebody behind this host."""
 
 
-def guard(ip: IPRoute, index: int, programs: Mapping[str, int], ours: frozenset[int], *, inside: bool = False) -> None:
-    """Put every program of GUARDS, or of INSIDE, onto an interface. `programs`: name -> fd; `ours`: ids that may be
-    replaced."""
-    for name, parent in (INSIDE if inside else GUARDS).items():
+def wanted(*, inside: bool, ingress: bool) -> Mapping[str, Parent]:
+    """Return the programs that an interface is to have. `ingress`: AT_INGRESS is needed."""
+    if inside:
+        return INSIDE
+    return GUARDS if ingress else {name: parent for name, parent in GUARDS.items() if name != AT_INGRESS}
+
+
+def guard(
+    ip: IPRoute, index: int, programs: Mapping[str, int], ours: frozenset[int], *, inside: bool = False,
+    ingress: bool = True,
+) -> None:  # fmt: skip
+    """Put every program that is wanted onto an interface. `programs`: name -> fd; `ours`: ids that may be replaced."""
+    for name, parent in wanted(inside=inside, ingress=ingress).items():
         attach_filter(ip, index, parent, programs[name], name, ours)
 
 
@@ -67,10 +79,10 @@ def unguard(ip: IPRoute, index: int, ours: frozenset[int]) -> bool:
     return any(removed)
 
 
-def missing(ip: IPRoute, index: int, ours: frozenset[int], *, inside: bool = False) -> list[str]:
-    """Return the programs of GUARDS, or of INSIDE, that do not stand on an interface."""
+def missing(ip: IPRoute, index: int, ours: frozenset[int], *, inside: bool = False, ingress: bool = True) -> list[str]:
+    """Return the programs that are wanted on an interface and do not stand there."""
     return [
-        name for name, parent in (INSIDE if inside else GUARDS).items()
+        name for name, parent in wanted(inside=inside, ingress=ingress).items()
         if (standing := _standing(ip, index, parent)) is None or standing.program not in ours
     ]  # fmt: skip
 

@@ -9,9 +9,11 @@ One JSON line in, one JSON line out. The engine keeps what is known between two 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -22,7 +24,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from engine.abi.numbers import InterfaceKind, Mode
+from engine.abi.numbers import InterfaceKind, Mode, Present
 from engine.abi.records import Config
 from engine.errors import InterfaceError, SallyportError
 from engine.kernel import filters, libbpf
@@ -33,6 +35,9 @@ from engine.kernel.pins import Pins
 
 _IDLE = 10.0
 """Seconds without anything to do until the child goes away."""
+_AT_INGRESS = Present.INBOUND | Present.DNS
+"""While neither is set, the program at ingress does nothing."""
+_PR_SET_PDEATHSIG = 1
 
 
 class _TakenDownError(InterfaceError):
@@ -46,11 +51,16 @@ class Keeper:
     """Keeps the filters on every interface that is to be guarded. Changes `known`.
 
     An interface that is guarded stays guarded under whatever name it is given later: renaming it must not be a way out.
+
+    `ingress`: what comes in is judged, or about to be. Where it is not, nothing is called for it.
     """
 
-    def __init__(self, pins: Pins, known: Known) -> None:
+    def __init__(self, pins: Pins, known: Known, *, ingress: bool = True) -> None:
         self._pins = pins
         self._known = known
+        self._ingress = ingress
+        self.lacking: dict[str, str] = {}
+        """Guarded interfaces where what comes in is to be judged and cannot be: name -> why."""
         self._inside = tuple(known.inside)
         words = [*known.words, *known.inside]
         self._names = frozenset(word for word in words if not is_pattern(word))
@@ -75,8 +85,12 @@ class Keeper:
             except _TakenDownError as error:
                 for link in (*map(present.__getitem__, self._known.guarded), *self._unguarded(present.values())):
                     news += self._refuse(link, error.message)
+                if self._ingress:
+                    self.lacking = dict.fromkeys(self._known.guarded.values(), error.message)
             finally:
                 self._close()
+        # What was never there does not count as taken off.
+        self._known.ingress = self._ingress and (self._known.ingress or not self.lacking)
         return news
 
     def _unguarded(self, present: Iterable[Link]) -> list[Link]:
@@ -116,18 +130,39 @@ class Keeper:
         return self._refuse(link, why)
 
     def _restore(self, ip: IPRoute, link: Link) -> list[News]:
-        absent = filters.missing(ip, link.index, self._ours, inside=is_inside(link.name, self._inside))
+        inside = is_inside(link.name, self._inside)
+        absent = filters.missing(ip, link.index, self._ours, inside=inside, ingress=self._ingress)
+        if not inside and not self._ingress:
+            self._spare(ip, link)
         if not absent:
             return []
+        # One that had not been wanted until now is missed by nobody.
+        taken = [name for name in absent if name != filters.AT_INGRESS or self._known.ingress]
         try:
             self._attach(ip, link)
         except _TakenDownError:
             raise
         except SallyportError as error:
+            if filters.AT_INGRESS in absent and _exists(link):
+                self.lacking[link.name] = error.message
+            if not taken:
+                return []
             self._known.trying = True
             return self._refuse(link, error.message)
         self._known.refused.pop(link.index, None)
-        return [News(What.RESTORED, link.index, link.name, f"without {', '.join(absent)} for a moment")]
+        return [News(What.RESTORED, link.index, link.name, f"without {', '.join(taken)} for a moment")] if taken else []
+
+    def _spare(self, ip: IPRoute, link: Link) -> None:
+        """Take away what would be called for every packet that comes in, and do nothing. Never while the gate's own
+        word is that it has something to do."""
+        if self._present() & _AT_INGRESS:
+            return
+        program = int(libbpf.program_info(self._programs[filters.AT_INGRESS]).id)
+        try:
+            filters.detach_filter(ip, link.index, filters.GUARDS[filters.AT_INGRESS], frozenset({program}))
+        except SallyportError:
+            # Where it stays it does no harm but its cost.
+            self._known.trying |= _exists(link)
 
     def _refuse(self, link: Link, why: str) -> list[News]:
         if self._known.refused.get(link.index) == (link.name, why) or not _exists(link):
@@ -136,7 +171,10 @@ class Keeper:
         return [News(What.REFUSED, link.index, link.name, why)]
 
     def _attach(self, ip: IPRoute, link: Link) -> None:
-        filters.guard(ip, link.index, self._programs, self._ours, inside=is_inside(link.name, self._inside))
+        filters.guard(
+            ip, link.index, self._programs, self._ours, inside=is_inside(link.name, self._inside),
+            ingress=self._ingress,
+        )  # fmt: skip
         try:
             # A panic stops the programs first and looks for filters then: one that was attached after it looked finds
             # the word here.
@@ -159,8 +197,16 @@ class Keeper:
         self._require_no_panic()
 
     def _require_no_panic(self) -> None:
-        if self._config is None or Config.unpack(self._config.get(bytes(4)) or b"").mode == Mode.PANIC:
+        if self._configuration().mode == Mode.PANIC:
             raise _TakenDownError
+
+    def _present(self) -> Present:
+        return Present(self._configuration().present)
+
+    def _configuration(self) -> Config:
+        if self._config is None:
+            raise _TakenDownError
+        return Config.unpack(self._config.get(bytes(4)) or b"")
 
     def _close(self) -> None:
         if self._config is not None:
@@ -196,14 +242,24 @@ def _exists(link: Link) -> bool:
 def answer(order: dict[str, Any]) -> dict[str, Any]:
     """Carry out one order of the engine's."""
     known = Known.read(order["known"])
+    keeper = Keeper(Pins.of(Path(order["state_dir"])), known, ingress=order["ingress"])
     try:
-        news = Keeper(Pins.of(Path(order["state_dir"])), known).look()
+        news = keeper.look()
     except (SallyportError, OSError) as error:
         return {"error": str(error)}
-    return {"known": asdict(known), "news": [asdict(each) for each in news]}
+    return {"known": asdict(known), "news": [asdict(each) for each in news], "lacking": keeper.lacking}
+
+
+def _die_with_engine() -> None:
+    """What a dead engine had asked for must not be done to the gate of the next one, however late this child runs."""
+    engine = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != engine:
+        sys.exit(1)
 
 
 def main() -> int:
+    _die_with_engine()
     idle: float | None = _IDLE
     while select.select([sys.stdin], [], [], idle)[0] and (line := sys.stdin.readline()):
         order = json.loads(line)

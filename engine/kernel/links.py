@@ -160,14 +160,19 @@ class News:
 
 @dataclass
 class Known:
-    """What the engine knows between two looks. `words`, `inside`: names and patterns, as configured; `guarded`:
-    index -> name; `refused`: index -> name and why; `trying`: one of them may do better next time."""
+    """What the engine knows between two looks.
+
+    `words`, `inside`: names and patterns, as configured; `guarded`: index -> name; `refused`: index -> name and why;
+    `trying`: one of them may do better next time; `ingress`: the program that judges what comes in has come to stand on
+    the guarded ones, as the loader leaves it.
+    """
 
     words: list[str]
     inside: list[str]
     guarded: dict[int, str]
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     trying: bool = False
+    ingress: bool = True
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Known:
@@ -176,7 +181,7 @@ class Known:
             document["words"], document["inside"],
             {int(index): name for index, name in document["guarded"].items()},
             {int(index): (name, why) for index, (name, why) in document["refused"].items()},
-            document["trying"],
+            document["trying"], document["ingress"],
         )  # fmt: skip
 
 
@@ -187,14 +192,19 @@ class KeeperProcess:
         self._state_dir = str(state_dir)
         self._patience = patience
         self.known = known
+        self.lacking: dict[str, str] = {}
+        """Guarded interfaces where what comes in is to be judged and cannot be: name -> why."""
         self._child: asyncio.subprocess.Process | None = None
+        self._ended = False
 
-    async def look(self) -> list[News]:
+    async def look(self, *, ingress: bool = True) -> list[News]:
         """Have the filters brought in line with what interfaces there are; return what became of which.
 
-        KernelError when that could not be looked at: what is known stays as it was.
+        `ingress`: what comes in is judged, or about to be. KernelError when that could not be looked at: what is known
+        stays as it was.
         """
-        order = json.dumps({"state_dir": self._state_dir, "known": asdict(self.known)}).encode() + b"\n"
+        words = {"state_dir": self._state_dir, "known": asdict(self.known), "ingress": ingress}
+        order = json.dumps(words).encode() + b"\n"
         # The one that there is may have gone, for want of work.
         line = await self._ask(order) or await self._ask(order)
         if not line:
@@ -203,10 +213,13 @@ class KeeperProcess:
         if "error" in answer:
             raise KernelError(answer["error"])
         self.known = Known.read(answer["known"])
+        self.lacking = answer["lacking"]
         return [News(**{**each, "what": What(each["what"])}) for each in answer["news"]]
 
     async def _ask(self, order: bytes) -> bytes:
         """Return the answer, empty when the child ended without one. KernelError when it hangs."""
+        if self._ended:
+            raise KernelError("interfaces are no longer looked after: the engine is being stopped")
         if self._child is None:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "engine.kernel.keeper", stdin=asyncio.subprocess.PIPE,
@@ -222,14 +235,18 @@ class KeeperProcess:
         except ConnectionError:
             pass
         except asyncio.TimeoutError as error:
-            await self.close(kill=True)
+            await self._let_go(kill=True)
             raise KernelError("the child that looks after interfaces does not answer") from error
         if not line:
-            await self.close()
+            await self._let_go()
         return line
 
-    async def close(self, *, kill: bool = False) -> None:
-        """Let the child go, or end it."""
+    async def end(self) -> None:
+        """End the child for good: no look starts another one."""
+        self._ended = True
+        await self._let_go(kill=True)
+
+    async def _let_go(self, *, kill: bool = False) -> None:
         child, self._child = self._child, None
         if child is None or child.stdin is None:
             return

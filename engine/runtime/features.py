@@ -23,13 +23,13 @@ class Feature:
 
 def report(
     *, xdp: Mapping[str, str], interfaces: Mapping[str, int], cgroup: Path, mount: Path, headers: str, cuts: bool,
-    polling: bool, resolvers: int, remotes: int, observed: bool, answering: int, inbound: bool, compiled: str,
-    not_kept: str,
+    polling: bool, resolvers: int, remotes: int, observed: bool, answering: int, inbound: bool,
+    lacking: Mapping[str, str], compiled: str, not_kept: str,
 ) -> list[Feature]:  # fmt: skip
     """Return the features in the order of a packet's way, each with the reason where it is not simply active.
 
-    `compiled`: why the kernel programs were compiled, empty where kept ones were loaded; `not_kept`: why they could not
-    be kept.
+    `lacking`: interfaces where what comes in cannot be judged, and why; `compiled`: why the kernel programs were
+    compiled, empty where kept ones were loaded; `not_kept`: why they could not be kept.
     """
     guarded = ", ".join(interfaces)
     whole = cgroup.resolve() == mount.resolve()
@@ -53,9 +53,7 @@ def report(
         ),
         Feature("names in TLS and QUIC v1, v2 hellos", State.ACTIVE),
         _names(observed, answering),
-        Feature("what comes in", State.ACTIVE, "judged by the policy's rules")
-        if inbound
-        else Feature("what comes in", State.ACTIVE, "judged by source alone: the policy states no inbound_verdict"),
+        _incoming(inbound=inbound, lacking=lacking),
         _programs(compiled, not_kept),
         Feature("kernel headers", State.ACTIVE, "of the running kernel")
         if not headers
@@ -66,6 +64,16 @@ def report(
         _spared("resolvers that no policy cuts off", resolvers, "resolv.conf names none, or the configuration says no"),
         _spared("git remote that no policy cuts off", remotes, "the policy has none, or its name does not resolve"),
     ]  # fmt: skip
+
+
+def _incoming(*, inbound: bool, lacking: Mapping[str, str]) -> Feature:
+    name = "what comes in"
+    if not inbound:
+        return Feature(name, State.ACTIVE, "judged by source alone: the policy states no inbound_verdict")
+    if lacking:
+        told = "; ".join(f"{interface}: {why}" for interface, why in lacking.items())
+        return Feature(name, State.DEGRADED, f"not judged by the policy's rules on {told}")
+    return Feature(name, State.ACTIVE, "judged by the policy's rules")
 
 
 def _names(observed: bool, answering: int) -> Feature:

@@ -28,7 +28,10 @@ from engine.runtime.troubles import Troubles
 
 
 class Generations:
-    """Prepares candidates and puts them in force, one at a time. `changed` is called after each switch."""
+    """Prepares candidates and puts them in force, one at a time.
+
+    `ready` is awaited before a candidate is put in force, `changed` afterwards, and when nothing came of it.
+    """
 
     def __init__(
         self,
@@ -69,9 +72,10 @@ class Generations:
 
     def attach(
         self, gatekeeper: Gatekeeper, identifier: Identifier, journal: Journal, sources: Sources, troubles: Troubles,
-        changed: Callable[[], Awaitable[None]],
+        ready: Callable[[], Awaitable[None]], changed: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         """Take the rooms that the first generation had to be there for."""
+        self._ready = ready
         self._changed = changed
         self._gatekeeper = gatekeeper
         self._identifier = identifier
@@ -111,13 +115,18 @@ class Generations:
                 return {"applied": False, "number": old.number, "unchanged": True}
             force = self._force(unused_number(self._gate), policy)
             self.candidate = policy
-            await self._changed()  # the gate looks for denied sources before the first one stands
             switch = Switch(self._gate, self._gatekeeper, self._identifier, self._sources, self._config.mode)
             try:
+                # The gate looks for denied sources before the first one stands, and for what comes in before any of it
+                # is judged.
+                await self._ready()
                 done = await switch.to(force)
             except SallyportError as error:
+                self.candidate = None
                 await policy.close()
-                return self._refused(old, error, "the policy could not be put in force")
+                await self._changed()
+                what = f"the policy could not be put in force, generation {old.number} stays"
+                return self._refused(old, error, what)
             finally:
                 self.candidate = None
             self._troubles.over("policy")

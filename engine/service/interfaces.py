@@ -1,13 +1,18 @@
-"""Interfaces that come and go while the engine runs: guarded, let go, and told of."""
+"""Interfaces that come and go while the engine runs: guarded, let go, and told of.
+
+What comes in by them is the gate's business only under a policy that judges it, or that reads what resolvers answer:
+the program at their ingress is there before such a policy is in force, and goes after it (docs/adr/0016).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine.alerts.alert import Kind, Severity
-from engine.errors import SallyportError
+from engine.errors import InterfaceError, SallyportError
 from engine.kernel.links import KeeperProcess, Known, LinkWatch, News, What, is_inside
 from engine.runtime.troubles import Troubles
 from engine.service.machine import Machine
@@ -40,6 +45,8 @@ class Interfaces:
         self._changed = changed
         self._watch = LinkWatch()
         self._keeper = KeeperProcess(state_dir, Known(list(words), list(inside), dict(machine.interfaces)))
+        self._looks = asyncio.Lock()
+        self._ingress = True
         self._due = False
         self._failed = False
         self._looking: asyncio.Task[None] | None = None
@@ -49,6 +56,38 @@ class Interfaces:
         """Follow what netlink tells. First a look at everything: since the loader's, nobody has had one."""
         asyncio.get_running_loop().add_reader(self._watch.fileno(), self._hear)
         self._look_soon()
+
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        """Guarded interfaces where what comes in is to be judged and cannot be: name -> why."""
+        return self._keeper.lacking
+
+    async def require_ingress(self) -> None:
+        """Return when what comes in meets the gate on every guarded interface. KernelError or InterfaceError when that
+        cannot be had: then it is as it was."""
+        async with self._looks:
+            if self._ingress and self._keeper.known.ingress:
+                return
+            before, self._ingress = self._ingress, True
+            try:
+                await self._look_once()
+                if self._keeper.lacking:
+                    names = ", ".join(self._keeper.lacking)
+                    why = "; ".join(dict.fromkeys(self._keeper.lacking.values()))
+                    raise InterfaceError(
+                        f"What comes in by {names} cannot be judged: {why}",
+                        hint=f"Look at what hangs there: tc filter show dev {next(iter(self._keeper.lacking))} ingress",
+                    )
+            except SallyportError:
+                self._ingress = before
+                self._look_soon()
+                raise
+
+    def spare_ingress(self) -> None:
+        """Have nothing called for what comes in: nothing in force judges it any more."""
+        if self._ingress:
+            self._ingress = False
+            self._look_soon()
 
     def retry(self) -> None:
         """Look again where something could not be guarded, or could not be looked at."""
@@ -69,11 +108,8 @@ class Interfaces:
         try:
             while self._due and not self._closed:
                 self._due = False
-                news = await self._keeper.look()
-                self._failed = False
-                self._troubles.over("interfaces")
-                for one in news:
-                    self._take(one)
+                async with self._looks:
+                    news = await self._look_once()
                 if any(one.what in (What.GUARDED, What.GONE) for one in news):
                     await self._changed()
                 await asyncio.sleep(_PAUSE)
@@ -83,6 +119,14 @@ class Interfaces:
             self._troubles.begin("interfaces", f"interfaces cannot be looked after: {why}", Kind.INTERFACE)
         finally:
             self._looking = None
+
+    async def _look_once(self) -> list[News]:
+        news = await self._keeper.look(ingress=self._ingress)
+        self._failed = False
+        self._troubles.over("interfaces")
+        for one in news:
+            self._take(one)
+        return news
 
     def _take(self, news: News) -> None:
         if news.what is not What.REFUSED:
@@ -114,8 +158,11 @@ class Interfaces:
             return
         self._closed = True
         asyncio.get_running_loop().remove_reader(self._watch.fileno())
-        if self._looking is not None and not (await asyncio.wait({self._looking}, timeout=_END))[0]:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._looks.acquire(), _END)
+            self._looks.release()
+        if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
-        await self._keeper.close(kill=True)
+        await self._keeper.end()
         self._watch.close()

@@ -207,7 +207,7 @@ class Supervisor:
             self._gatekeeper, identifier, self._journal, self._orders.reason, resolutions=self._resolutions
         )
         self._generations.attach(
-            self._gatekeeper, identifier, self._journal, self._sources, self._troubles, self._follow
+            self._gatekeeper, identifier, self._journal, self._sources, self._troubles, self._make_ready, self._follow
         )
 
     async def _begin(self) -> None:
@@ -217,13 +217,13 @@ class Supervisor:
         places = await remotes(self._folder) if self._config.management.git_remote else ()
         self._machine.gate.beat()
         self._orders.start((*self._config.never_denied(), *spared, *places))
-        await self._generations.begin()
-        await self._follow()
         self._interfaces = Interfaces(
             self._config.interfaces, self._config.inside, self._config.state_dir.resolve(), self._machine,
             self._troubles, self._follow,
         )  # fmt: skip
         self._ends.push_async_callback(self._interfaces.close)
+        await self._generations.begin()
+        await self._follow()
         self._interfaces.start()
         self._events = EventReader(self._machine.ring, self._on_record)
         for descriptor, read in (
@@ -417,12 +417,17 @@ class Supervisor:
             present |= Present.SOURCE
         if self._config.inside:
             present |= Present.INSIDE
+        self._machine.switch(present | self._at_ingress())
+
+    def _at_ingress(self) -> Present:
+        """Return what there is to do with what comes in."""
+        present = Present(0)
         for policy in self._policies():
             if policy.inbound is not None:
                 present |= Present.INBOUND
             if policy.reads_names:
                 present |= Present.DNS
-        self._machine.switch(present)
+        return present
 
     def _policies(self) -> list[Policy]:
         """The policy in force, and the one that is about to be."""
@@ -432,10 +437,21 @@ class Supervisor:
     def _sources_judged(self) -> bool:
         return any(policy.sources.judge for policy in self._policies())
 
+    async def _make_ready(self) -> None:
+        """Have everything attached that the candidate needs, before any of it is in force. KernelError or
+        InterfaceError when that cannot be had."""
+        if self._at_ingress():
+            await self._interfaces.require_ingress()
+        await self._follow()
+
     async def _follow(self) -> None:
-        """Have the gate look where something stands, and XDP attached while sources are denied or limited."""
+        """Have the gate look where something stands, XDP attached while sources are denied or limited, and the program
+        at ingress gone while it has nothing to do."""
         present = self._orders.present()
         self._switch(present)
+        if not self._at_ingress():
+            # After the switch: the program is not taken from under what is in force.
+            self._interfaces.spare_ingress()
         judged = bool(present & Present.SET_SOURCE) or self._sources_judged()
         wanted = (judged or self._config.xdp_always) and self._config.xdp_mode is not XdpMode.OFF
         async with self._attaching:
@@ -471,7 +487,7 @@ class Supervisor:
             xdp=loaded.xdp, interfaces=loaded.interfaces, cgroup=self._config.cgroup or self._mount,
             mount=self._mount, headers=loaded.headers, cuts=self._cuts, polling=self._watcher.polling,
             resolvers=resolvers_spared, remotes=remotes_spared, observed=policy.reads_names,
-            answering=len(self._resolvers()), inbound=policy.inbound is not None,
+            answering=len(self._resolvers()), inbound=policy.inbound is not None, lacking=self._interfaces.lacking,
             compiled=loaded.compiled_because, not_kept=loaded.not_kept_because,
         )  # fmt: skip
 

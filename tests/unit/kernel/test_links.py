@@ -77,7 +77,7 @@ def test_the_refusal_of_a_missing_name_lists_what_is_there() -> None:
 
 
 def test_what_is_known_survives_the_way_to_the_child_and_back() -> None:
-    known = Known(["eth0", "veth*"], ["docker0"], {2: "eth0"}, {5: ("tun0", "no Ethernet header")}, True)
+    known = Known(["eth0", "veth*"], ["docker0"], {2: "eth0"}, {5: ("tun0", "no Ethernet header")}, True, False)
     assert Known.read(json.loads(json.dumps(asdict(known)))) == known
 
 
@@ -93,12 +93,17 @@ def test_a_child_that_hangs_is_ended_and_the_next_one_asked(tmp_path: Path, monk
         process = KeeperProcess(tmp_path, known, patience=0.01)
         with pytest.raises(KernelError, match="does not answer"):
             await process.look()
-        program.write_text(f"#!/bin/sh\nread order; echo '{json.dumps({'known': asdict(known), 'news': []})}'\n")
+        answer = {"known": asdict(known), "news": [], "lacking": {"eth0": "a foreign filter"}}
+        program.write_text(f"#!/bin/sh\nread order; echo '{json.dumps(answer)}'\n")
         patient = KeeperProcess(tmp_path, known)
         assert await patient.look() == []
+        assert patient.lacking == {"eth0": "a foreign filter"}
         program.write_text("#!/bin/sh\n")
         with pytest.raises(KernelError, match="without an answer"):
             await patient.look()
         assert patient.known == known
+        await patient.end()
+        with pytest.raises(KernelError, match="being stopped"):
+            await patient.look()
 
     asyncio.run(look())
