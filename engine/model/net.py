@@ -6,6 +6,7 @@ import ipaddress
 from functools import lru_cache
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def canonical(address: IPAddress) -> IPAddress:
@@ -21,16 +22,23 @@ def canonical(address: IPAddress) -> IPAddress:
 def to_key(address: IPAddress) -> bytes:
     """Return the 16 bytes that every kernel key uses: IPv4 as ::ffff:a.b.c.d."""
     if isinstance(address, ipaddress.IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + address.packed
+        return _MAPPED + address.packed
     return address.packed
 
 
 def from_key(key: bytes) -> IPAddress:
     """Read 16 key bytes back into a canonical address."""
+    if key.startswith(_MAPPED) and len(key) == 16:
+        return ipaddress.IPv4Address(key[12:])
     return canonical(ipaddress.IPv6Address(key))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
+def text_of(key: bytes) -> str:
+    """Return 16 key bytes as canonical text: few hosts have many addresses of their own."""
+    return str(from_key(key))
+
+
 def locality(address: IPAddress) -> str:
     """Return unspecified, loopback, multicast, link_local, private or public, first match (IANA special registries)."""
     if address.is_unspecified:

@@ -107,9 +107,12 @@ def read_folder(folder: Path, before: Bundle | None = None) -> Bundle:
         document = before.documents[name] if before is not None and same else _document(name, content, findings)
         if document is not None:
             documents[name] = document
-    owners: dict[tuple[str, ...], str] = {}
-    test_data = merged(documents, findings)
-    data = merged({name: document for name, document in documents.items() if not document.test_only}, [], owners)
+    if before is not None and _same(documents, before.documents):
+        data, test_data, owners = before.data, before.test_data, before.data_files
+    else:
+        owners = {}
+        test_data = merged(documents, findings)
+        data = merged({name: document for name, document in documents.items() if not document.test_only}, [], owners)
     if not modules and not findings:
         findings.append(
             Finding(".", 0, 0, "the folder holds no Rego file", "give the folder that holds sallyport.rego")
@@ -120,6 +123,11 @@ def read_folder(folder: Path, before: Bundle | None = None) -> Bundle:
         folder, tuple(modules), tuple(tests), data, test_data, owners, _digest(files, digests), digests=digests,
         documents=documents,
     )  # fmt: skip
+
+
+def _same(documents: dict[str, Document], before: dict[str, Document]) -> bool:
+    """Are these the very documents that were merged before?"""
+    return documents.keys() == before.keys() and all(before[name] is document for name, document in documents.items())
 
 
 def git_fields(folder: Path) -> dict[str, Any]:
@@ -135,10 +143,8 @@ def digest_of(files: dict[str, bytes]) -> str:
 
 
 def _digest(files: dict[str, bytes], digests: dict[str, str]) -> str:
-    listing = hashlib.sha256()
-    for name in sorted(files, key=lambda name: name.encode()):
-        listing.update(f"{digests[name]}  {len(files[name])}  {name}\n".encode())
-    return listing.hexdigest()
+    listing = "".join([f"{digests[name]}  {len(files[name])}  {name}\n" for name in sorted(files, key=str.encode)])
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _module(name: str, content: bytes, findings: list[Finding]) -> Module | None:

@@ -64,6 +64,7 @@ class Planner:
 
     def __init__(self) -> None:
         self._shapes: dict[str, Shape | tuple[Path, ...]] = {}
+        """By file: what decides which closures it is in."""
         self._members: dict[tuple[Path, bool], _Members] = {}
         self._closures: dict[tuple[Path, bool], Closure] = {}
         self._digests: dict[str, str] = {}
@@ -73,20 +74,25 @@ class Planner:
 
         `summaries`: by file, of every module and test.
         """
-        shapes: dict[str, Shape | tuple[Path, ...]] = {file: summary.shape for file, summary in summaries.items()}
-        shapes |= {file: document.gives for file, document in bundle.documents.items()}
-        if shapes != self._shapes:
-            self._shapes, self._closures = shapes, {}
+
+        def shape(file: str) -> Shape | tuple[Path, ...]:
+            return summaries[file].shape if file in summaries else bundle.documents[file].gives
+
+        changed = {file for file, digest in bundle.digests.items() if self._digests.get(file) != digest}
+        # Only what has other bytes can have another shape.
+        same_files = bundle.digests.keys() == self._digests.keys()
+        if not same_files or any(shape(file) != self._shapes[file] for file in changed):
+            self._shapes, self._closures = {file: shape(file) for file in bundle.digests}, {}
             tests = frozenset(test.file for test in bundle.tests)
             self._members = {
                 (package, test): members
                 for test in (False, True)
                 for package, members in _members(bundle, summaries, tests, test=test).items()
             }
-        changed = {file for file, digest in bundle.digests.items() if self._digests.get(file) != digest}
         self._digests = dict(bundle.digests)
         for at, members in self._members.items():
-            if at not in self._closures or not changed.isdisjoint((*members.modules, *members.data)):
+            untouched = changed.isdisjoint(members.modules) and changed.isdisjoint(members.data)
+            if at not in self._closures or not untouched:
                 self._closures[at] = _closure(at[0], members, bundle.digests, test=at[1])
         return list(self._closures.values())
 

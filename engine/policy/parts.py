@@ -45,9 +45,12 @@ def divide(
         key = members[0][0].key
         if len(members) > 1:
             key = hashlib.sha256("\n".join(closure.key for closure, _ in members).encode()).hexdigest()
-        modules = sorted({file for closure, _ in members for file in closure.modules})
-        data = sorted({file for closure, _ in members for file in closure.data})
-        parts.append(known.get(key) or _part(bundle, key, modules, data, [rule for _, rule in members]))
+        part = known.get(key)
+        if part is None:
+            modules = sorted({file for closure, _ in members for file in closure.modules})
+            data = sorted({file for closure, _ in members for file in closure.data})
+            part = _part(bundle, key, modules, data, [rule for _, rule in members])
+        parts.append(part)
     return parts
 
 

@@ -196,17 +196,21 @@ class Reader:
                 yield from self.uses(inner)
 
 
-def nodes(node: Any, wanted: str) -> Iterator[Node]:
-    """Yield the fields of every node of one kind, at any depth."""
-    found = kind(node)
-    if found is not None and found[0] == wanted:
-        yield found[1]
-    if isinstance(node, dict):
-        for inner in node.values():
-            yield from nodes(inner, wanted)
-    elif isinstance(node, list):
-        for inner in node:
-            yield from nodes(inner, wanted)
+def nodes(node: Any, wanted: str) -> list[Node]:
+    """Return the fields of every node of one kind, at any depth, in the order of the text."""
+    found = []
+    # Not by generators within generators: each candidate is searched dozens of times.
+    waiting = [node]
+    while waiting:
+        at = waiting.pop()
+        if isinstance(at, dict):
+            fields = at.get(wanted)
+            if len(at) == 1 and isinstance(fields, dict):
+                found.append(fields)
+            waiting.extend(reversed(at.values()))
+        elif isinstance(at, list):
+            waiting.extend(reversed(at))
+    return found
 
 
 def read_module(module: Module, tree: bytes) -> ParsedModule:
