@@ -26,7 +26,7 @@ class Stage(str, Enum):
     PAYLOAD = "payload"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reason:
     """Why: the rule's folder name (or "default", or "posture") and the message it gave."""
 
@@ -34,7 +34,7 @@ class Reason:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A verdict with the facts it was decided from.
 

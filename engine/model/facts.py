@@ -54,7 +54,7 @@ class NameState(str, Enum):
     UNSEEN = "unseen"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dest:
     """`address` canonical text (IPv4-mapped turned into IPv4, no zone); `port` 0 where the transport has none."""
 
@@ -64,7 +64,7 @@ class Dest:
     locality: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Exe:
     """`path` as the process's own mount namespace shows it; both empty when unknown. `sha256` hex, filled in only
     when a rule in force reads it."""
@@ -73,7 +73,7 @@ class Exe:
     sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cgroup:
     """`path` below the cgroup v2 mount; `unit` the systemd unit as sd_pid_get_unit(3) reads
     it: the outermost below the slices, so that no user can name one; `container` the id found in the path."""
@@ -83,7 +83,7 @@ class Cgroup:
     container: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class User:
     """`uid` is -1 when unknown."""
 
@@ -91,7 +91,7 @@ class User:
     name: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Name:
     """`value`: lower-case A-label without trailing dot, empty unless `state` is complete. `ech`: the hello carries
     encrypted_client_hello, so `value` is only the outer name."""
@@ -101,7 +101,7 @@ class Name:
     ech: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clock:
     """`hour` 0-23 and `weekday` (monday ... sunday) in the host's time zone."""
 
@@ -109,7 +109,7 @@ class Clock:
     weekday: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hello:
     """`versions` as offered ("1.3", "1.2", ...), `alpn` as offered, `ja4` fingerprint or empty."""
 
@@ -118,21 +118,21 @@ class Hello:
     ja4: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Http:
     method: str = ""
     host: str = ""
     path: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     address: str = ""
     port: int = 0
     interface: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Process:
     """`pid` is the thread group id in the initial namespace, 0 when unknown; `parents` are executable paths,
     nearest first."""
@@ -143,7 +143,7 @@ class Process:
     parents: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Host:
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
@@ -167,7 +167,7 @@ the program that waits for it before the engine has read it, and the connection 
 before the answer, whether that knew other names of the address or none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything known about one flow at one stage. `dest_names_left` is no fact: the seconds for which every one of
     `dest_names` is good, None where there is none."""

@@ -32,9 +32,10 @@ from engine.policy.rule import Rule
 CHANGING_FACTS = PAYLOAD_FACTS | {"event"}
 """Facts that differ between the connect and the payload of one flow."""
 _REFUSALS = frozenset({Verdict.DENY, Verdict.REJECT})
+_BY_DEFAULT = {verdict: (Reason("default", f"the policy's default is {verdict.value}"),) for verdict in Verdict}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Part:
     """One rule at this stage.
 
@@ -173,9 +174,9 @@ def _others(parts: Iterable[_Part], own: _Part | None, effects: Iterable[Verdict
 def _decision(verdict: Verdict, sayers: Sequence[_Part], turning: Sequence[_Part]) -> Decision:
     joined = [*sayers[:1], *turning]
     scope = frozenset().union(*(part.scope for part in joined))
-    reasons = [Reason(part.rule.name, message) for part in sayers for message in part.said(verdict)]
     if not sayers:
-        reasons = [Reason("default", f"the policy's default is {verdict.value}")]
+        return Decision(verdict, frozenset(scope), _BY_DEFAULT[verdict], _lifetime(joined))
+    reasons = [Reason(part.rule.name, message) for part in sayers for message in part.said(verdict)]
     return Decision(verdict, frozenset(scope), tuple(reasons), _lifetime(joined))
 
 

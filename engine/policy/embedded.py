@@ -16,8 +16,8 @@ import msgspec
 
 from engine.errors import EvaluatorError
 from engine.policy.bundle import Bundle
-from engine.policy.evaluator import Answer, Question, failed
-from engine.policy.frames import Ask, Evaluate, Evaluated, Load, Part, Ready, Reply
+from engine.policy.evaluator import Answer, Question, failed, shared
+from engine.policy.frames import Ask, Evaluate, Evaluated, Load, Part, Ready, Reply, Rouse
 from engine.policy.process import Child, ChildError, Limits
 from engine.policy.rule import Rule
 
@@ -106,6 +106,11 @@ class EmbeddedEvaluator:
             await asyncio.shield(child.end())
             raise
         return child
+
+    def rouse(self, rules: Sequence[str]) -> None:
+        """Have the child awake when questions about these rules come."""
+        if self._child is not None and not self._turn.locked():
+            self._child.rouse(Rouse(list(rules)))
 
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Return an answer for each question; failed ones when the child was too slow, died, or is being restarted."""
@@ -214,4 +219,4 @@ def to_answer(reply: Reply, rule: Rule | None) -> Answer:
     if reply.error:
         return Answer(error=reply.error)
     target = reply.target if rule is not None and rule.target_scope is not None else None
-    return Answer(tuple(reply.deny), tuple(reply.reject), tuple(reply.allow), target, reply.ttl)
+    return shared(Answer(tuple(reply.deny), tuple(reply.reject), tuple(reply.allow), target, reply.ttl))

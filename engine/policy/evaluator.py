@@ -11,7 +11,7 @@ from engine.policy.frames import Part
 from engine.policy.rule import Rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """One rule with its filtered input: for each fact of its scope a value that msgspec encodes (plain, or the
     dataclass of engine/model/facts.py). `only_target`: whether the rule applies at all, its body not evaluated."""
@@ -21,7 +21,7 @@ class Question:
     only_target: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What one rule said. `target` is None when the rule has none, and a false one means that the body was not
     evaluated. `ttl` in seconds. A non-empty `error` means that there is no answer: the posture decides."""
@@ -32,6 +32,11 @@ class Answer:
     target: bool | None = None
     ttl: float | None = None
     error: str = ""
+
+
+SILENT = {target: Answer(target=target) for target in (None, True, False)}
+"""By its target: what most rules say to most flows. Always these very values: thousands are remembered, and who looks
+for them need not compare."""
 
 
 class Evaluator(Protocol):
@@ -50,9 +55,18 @@ class Evaluator(Protocol):
     async def load(self, bundle: Bundle, rules: Sequence[Rule], parts: Sequence[Part] | None = None) -> None:
         """`parts`: the policy divided so that each rule stands with all that it can reach; without them it is one."""
 
+    def rouse(self, rules: Sequence[str]) -> None:
+        """Be told that questions about these rules are likely to come within a millisecond. Raises nothing."""
+
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]: ...
 
     async def close(self) -> None: ...
+
+
+def shared(answer: Answer) -> Answer:
+    """Return the answer, or the one of SILENT that is equal to it."""
+    silent = SILENT[answer.target]
+    return silent if answer == silent else answer
 
 
 def failed(questions: Sequence[Question], error: str) -> list[Answer]:

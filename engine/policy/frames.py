@@ -57,6 +57,12 @@ class Evaluate(msgspec.Struct, tag="evaluate", array_like=True):
     asks: list[Ask]
 
 
+class Rouse(msgspec.Struct, tag="rouse", array_like=True):
+    """Questions about these rules are on their way: be awake by then. It has no answer."""
+
+    rules: list[str]
+
+
 class Reply(msgspec.Struct, array_like=True):
     """The answer to one Ask; `error` is set when the rule gave none."""
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from engine.errors import EvaluatorError
 from engine.model.decision import Decision, Stage, Verdict
-from engine.model.facts import Direction, Facts, Transport
+from engine.model.facts import Direction, Facts, Host, Transport
 from engine.policy.decide import asks, decide
-from engine.policy.evaluator import Answer, Evaluator, Question
+from engine.policy.evaluator import SILENT, Answer, Evaluator, Question
 from engine.policy.rule import Rule
 
 MEMORY = 16_384
@@ -25,6 +25,12 @@ MEMORY = 16_384
 
 _NUMBERS = 65_536
 """Different facts that are known at a time."""
+_SILENCES = 1024
+"""Decisions without a rule that speaks: one for each set of targets that flows fall under."""
+_ROUSED = 16
+"""Rules that an evaluator is roused for: as many as it gets to see in the time that there is."""
+_NUMBER_BITS = 48
+"""Of a number that is never given twice: a million new facts a second for eight years."""
 UNSETTLED = 5.0
 """Seconds for which datagrams stay refused on account of names that the next answer may add to."""
 
@@ -48,11 +54,12 @@ class Judge:
         self._defaults = {Direction.EGRESS: default, Direction.INGRESS: inbound if inbound is not None else default}
         self._posture = posture
         self._memory = memory
-        self._answers: OrderedDict[tuple[Any, ...], Answer] = OrderedDict()
+        self._answers: OrderedDict[int, Answer] = OrderedDict()
         self._scopes = {
             rule.name: (tuple(sorted(rule.scope)), tuple(sorted(rule.target_scope or ()))) for rule in self._rules
         }
         self._by_name = {rule.name: rule for rule in self._rules}
+        self._places = {rule.name: 2 * place for place, rule in enumerate(self._rules)}
         self._asked = {
             stage: [(rule, asked is None) for rule in self._rules if (asked := asks(rule, stage)) is not False]
             for stage in Stage
@@ -62,11 +69,20 @@ class Judge:
             {"exe.sha256"} if any(rule.reads_field("exe.sha256") for rule in self._rules) else frozenset()
         )
         """The facts that any rule gets to see, and "exe.sha256" apart: what is not here need not be looked up."""
-        self._numbers: dict[tuple[str, Any], int] = {}
-        self._next_number = 0
+        self._numbers: dict[str, dict[Any, int]] = {name: {} for name in self._read}
+        self._next_number = self._forgotten = 0
         self._clock = {rule.name: clock_reads(rule) for rule in self._rules}
+        self._silence: dict[tuple[Stage, Direction, tuple[bool | None, ...]], Decision] = {}
+        self._last: dict[Stage, list[str]] = {stage: [] for stage in Stage}
         self.hits = 0
         self.misses = 0
+
+    def rouse(self, stage: Stage) -> None:
+        """Have the evaluator awake for a flow that is about to be judged, if the last one at this stage had to be asked
+        about: it will be the same rules."""
+        rules = self._last[stage]
+        if rules:
+            self._evaluator.rouse(rules)
 
     async def decide(self, facts: Facts, stage: Stage, *, now: datetime) -> Decision:
         """Return the decision for a flow. `now`: the host's local time that `facts.clock` was read from.
@@ -83,6 +99,7 @@ class Judge:
                 answers[rule.name] = known
                 continue
             questions.append(Question(rule.name, self._input(rule, facts, only_target=only_target), only_target))
+        self._last[stage] = [question.rule for question in questions[:_ROUSED]]
         if questions:
             self.misses += len(questions)
             try:
@@ -96,7 +113,22 @@ class Judge:
         return self._bounded(decision, facts, now)
 
     def _decided(self, facts: Facts, answers: dict[str, Answer], stage: Stage) -> Decision:
-        return decide(self._rules, self._defaults[facts.direction], answers, stage, self._posture)
+        """Return what follows from the answers. Where all rules are silent it follows from which of them this flow is a
+        target of: that is worked out once, because it is what most flows meet while they wait."""
+        default = self._defaults[facts.direction]
+        targets = []
+        for rule, _ in self._asked[stage]:
+            answer = answers.get(rule.name)
+            if answer is None or answer is not SILENT[answer.target]:
+                return decide(self._rules, default, answers, stage, self._posture)
+            targets.append(answer.target)
+        key = stage, facts.direction, tuple(targets)
+        decision = self._silence.get(key)
+        if decision is None:
+            if len(self._silence) >= _SILENCES:
+                self._silence.clear()
+            decision = self._silence[key] = decide(self._rules, default, answers, stage, self._posture)
+        return decision
 
     def _input(self, rule: Rule, facts: Facts, *, only_target: bool) -> dict[str, Any]:
         # The facts as they are: msgspec encodes dataclasses and enumerations itself, ten times as fast as
@@ -106,24 +138,32 @@ class Judge:
     def _numbered(self, facts: Facts) -> dict[str, int]:
         """Return a number for each fact that a rule reads, the same for equal facts: five rules look an answer up
         three times each, and a fact is hashed once for all of them."""
-        if len(self._numbers) > _NUMBERS:
+        if self._next_number - self._forgotten > _NUMBERS:
             # Answers refer to numbers: they go together.
-            self._numbers.clear()
+            self._forgotten = self._next_number
+            for known in self._numbers.values():
+                known.clear()
             self._answers.clear()
         numbers = {}
-        for name in self._read:
-            key = (name, _hashable(facts, name))
-            number = self._numbers.get(key)
+        for name, known in self._numbers.items():
+            fact = getattr(facts, name) if name != "host" else _hashable(facts.host)
+            number = known.get(fact)
             if number is None:
                 # Counted on beyond a clearing: an answer to a question that is still under way must not be found
                 # under a number that means something else by then.
                 self._next_number += 1
-                number = self._numbers[key] = self._next_number
+                number = known[fact] = self._next_number
             numbers[name] = number
         return numbers
 
-    def _key(self, rule: Rule, numbers: dict[str, int], *, target: bool) -> tuple[Any, ...]:
-        return (rule.name, target, *[numbers[name] for name in self._scopes[rule.name][1 if target else 0]])
+    def _key(self, rule: Rule, numbers: dict[str, int], *, target: bool) -> int:
+        """Return the key of an answer: the numbers of the facts that the rule was given, and in the lowest place which
+        rule it is, and whether its target alone. One integer, because there are thousands of them and a tuple takes
+        twice the memory; the rule tells how many numbers there are, so no two answers share one."""
+        key = 0
+        for name in self._scopes[rule.name][1 if target else 0]:
+            key = key << _NUMBER_BITS | numbers[name]
+        return key * 2 * len(self._rules) + self._places[rule.name] + target
 
     def _recall(self, rule: Rule, numbers: dict[str, int], *, only_target: bool) -> Answer | None:
         if rule.target_scope is not None:
@@ -133,7 +173,7 @@ class Judge:
                 return known
         return None if only_target else self._get(self._key(rule, numbers, target=False))
 
-    def _get(self, key: tuple[Any, ...]) -> Answer | None:
+    def _get(self, key: int) -> Answer | None:
         known = self._answers.get(key)
         if known is not None:
             self._answers.move_to_end(key)
@@ -147,7 +187,7 @@ class Judge:
         if not only_target and answer.target is not False:
             self._put(self._key(rule, numbers, target=False), answer)
 
-    def _put(self, key: tuple[Any, ...], answer: Answer) -> None:
+    def _put(self, key: int, answer: Answer) -> None:
         self._answers[key] = answer
         self._answers.move_to_end(key)
         if len(self._answers) > self._memory:
@@ -163,13 +203,12 @@ class Judge:
             bounds.append(clock_remaining(frozenset().union(*self._clock.values()), now))
         if "dest_names" in decision.scope:
             bounds.append(names_remaining(decision.verdict, facts))
-        return replace(decision, ttl=min((bound for bound in bounds if bound is not None), default=None))
+        ttl = min((bound for bound in bounds if bound is not None), default=None)
+        return decision if ttl == decision.ttl else replace(decision, ttl=ttl)
 
 
-def _hashable(facts: Facts, name: str) -> Any:
-    if name == "host":
-        return facts.host.name, tuple(sorted(facts.host.labels.items()))
-    return getattr(facts, name)
+def _hashable(host: Host) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return host.name, tuple(sorted(host.labels.items()))
 
 
 def clock_reads(rule: Rule) -> frozenset[str]:

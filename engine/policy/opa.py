@@ -134,6 +134,9 @@ class OpaEvaluator:
             if error is not None:
                 raise error
 
+    def rouse(self, rules: Sequence[str]) -> None:
+        """A server of its own, that sleeps as it likes."""
+
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Return an answer for each question, in one call; an error of one rule costs a round of single calls."""
         if not questions:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import msgspec
 import pytest
 
+from engine.policy import child, process
+from engine.policy.child import Served
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Question
-from engine.policy.frames import Load, Part, Queried, Query, Ready
+from engine.policy.frames import (
+    Ask,
+    Entry,
+    Evaluate,
+    Evaluated,
+    Load,
+    Part,
+    Queried,
+    Query,
+    Ready,
+    Reply,
+    Rouse,
+)
+from engine.policy.interpreter import Interpreter
 from engine.policy.process import Child, ChildError
 from tests.support.policies import Write, rule, statically, stop
 
@@ -224,6 +241,22 @@ def test_the_child_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyPat
     assert b"RUST_LIB_BACKTRACE=0" in environment
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_child_keeps_compiled_modules_if_the_engine_does(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    commands: list[list[str]] = []
+
+    def popen(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    flags = SimpleNamespace(dont_write_bytecode=not kept)
+    monkeypatch.setattr(process, "sys", SimpleNamespace(executable=sys.executable, path=sys.path, flags=flags))
+    with pytest.raises(ChildError, match="Cannot allocate memory"):
+        asyncio.run(Child.start())
+    assert ("-B" in commands[0]) is not kept
+
+
 def test_the_child_dies_with_the_engine() -> None:
     # An engine that is killed while its child is in an endless evaluation: the closed socket is not seen there.
     program = (
@@ -288,6 +321,105 @@ def test_a_message_larger_than_the_socket_takes_arrives_or_is_given_up() -> None
                 await child.request(load, Ready, 0.2)
         finally:
             await child.end()
+
+    asyncio.run(main())
+
+
+ROUSED = Load(
+    [
+        Part("a", [("a.rego", "package a\n\ndeny contains input.x\n")], b"{}", [Entry("one", "data.a", deny=True)]),
+        Part("b", [("b.rego", "package b\n\ndeny contains input.x\n")], b"{}", [Entry("two", "data.b", deny=True)]),
+    ]
+)
+
+
+def roused_by(served: Served, rules: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
+    """Return what is evaluated when these rules are announced."""
+    evaluated = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Interpreter, "answer", lambda _, ask: evaluated.append(ask) or Reply())
+        assert served.heard(Rouse(rules)) is None
+    return evaluated
+
+
+def test_a_child_that_is_roused_evaluates_what_it_was_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child.time, "perf_counter", lambda: 0.0)
+    served = Served()
+    served.answer(ROUSED)
+    assert roused_by(served, ["one", "two"], monkeypatch) == []
+    asks = [Ask("one", b'{"x": "1"}'), Ask("two", b'{"x": "2"}')]
+    served.answer(Evaluate(asks))
+    assert roused_by(served, ["two", "gone", "one"], monkeypatch) == asks[::-1]
+    # What was asked of other rules is forgotten with them.
+    served.answer(ROUSED)
+    assert roused_by(served, ["one", "two"], monkeypatch) == []
+
+
+def test_no_question_waits_for_practice_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served()
+    served.answer(ROUSED)
+    clock = [0.0]
+
+    def ticking(step: float) -> Callable[[], float]:
+        def tick() -> float:
+            clock[0] += step
+            return clock[0]
+
+        return tick
+
+    asks = [Ask("one", b'{"x": "1"}'), Ask("two", b'{"x": "2"}')]
+    # A rule that took a millisecond the last time is left alone.
+    monkeypatch.setattr(child.time, "perf_counter", ticking(0.001))
+    served.answer(Evaluate(asks))
+    assert roused_by(served, ["one", "two"], monkeypatch) == []
+    # Of many rules as many as there is time for.
+    monkeypatch.setattr(child.time, "perf_counter", ticking(0.0002))
+    served.answer(Evaluate(asks))
+    assert roused_by(served, ["one", "two"], monkeypatch) == asks[:1]
+
+
+def test_a_question_gets_its_own_answer_however_much_of_a_rouse_is_before_it() -> None:
+    async def main() -> None:
+        asked = await Child.start()
+        try:
+            assert await asked.request(ROUSED, Ready, 30.0) == Ready()
+            for sent in (None, 3, 0):
+                asked._heard = 0.0
+                send = asked._send
+                if sent is not None:
+                    # The socket takes this much of it.
+                    asked._send = (
+                        lambda sent=sent: setattr(  # type: ignore[method-assign, misc]
+                            asked, "_unsent", asked._unsent[asked._socket.send(asked._unsent[:sent]) if sent else 0 :]
+                        )
+                    )
+                asked.rouse(Rouse(["one"]))
+                asked._send = send  # type: ignore[method-assign]
+                for text in ("a", "b"):
+                    evaluate = Evaluate([Ask("one", msgspec.json.encode({"x": text}))])
+                    assert await asked.request(evaluate, Evaluated, 10.0) == Evaluated([Reply(deny=[text])])
+        finally:
+            await asked.end()
+
+    asyncio.run(main())
+
+
+def test_a_child_is_roused_from_sleep_and_not_again_at_once() -> None:
+    async def main() -> None:
+        asked = await Child.start()
+        sent: list[bytes] = []
+        asked._send = lambda: (sent.append(bytes(asked._unsent)), setattr(asked, "_unsent", memoryview(b"")))[0]  # type: ignore[method-assign]
+        try:
+            asked.rouse(Rouse(["one"]))
+            # However slow this machine is: as if no time had passed.
+            asked._heard = float("inf")
+            asked.rouse(Rouse(["one"]))
+            assert len(sent) == 1
+            asked._heard, asked.ended = 0.0, True
+            asked.rouse(Rouse(["one"]))
+            assert len(sent) == 1
+        finally:
+            await asked.end()
 
     asyncio.run(main())
 

@@ -26,8 +26,8 @@ from engine.model.facts import (
     Transport,
 )
 from engine.policy.bundle import Bundle
-from engine.policy.decide import decide
-from engine.policy.evaluator import Answer, Question
+from engine.policy.decide import asks, decide
+from engine.policy.evaluator import Answer, Question, shared
 from engine.policy.judge import UNSETTLED, Judge, clock_remaining
 from engine.policy.rule import Rule, widenings
 
@@ -73,13 +73,17 @@ class Spoken:
     def __init__(self, say: Callable[[Question], Answer]) -> None:
         self._say = say
         self.asked: list[Question] = []
+        self.roused: list[list[str]] = []
 
     async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None:
         raise NotImplementedError
 
+    def rouse(self, rules: Sequence[str]) -> None:
+        self.roused.append(list(rules))
+
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
         self.asked += questions
-        return [self._say(question) for question in questions]
+        return [shared(self._say(question)) for question in questions]
 
     async def close(self) -> None:
         raise NotImplementedError
@@ -180,6 +184,71 @@ def test_a_refusal_stands_when_another_rule_fails() -> None:
     judge = Judge(evaluator, [made("one", "name"), made("two", "dest")], Verdict.ALLOW, posture=Verdict.ALLOW)
     decision = ask(judge, facts())
     assert (decision.verdict, decision.failed, decision.ttl, decision.scope) == (Verdict.DENY, True, 0.0, ALL_FACTS)
+
+
+def test_an_answer_is_never_found_under_another_rules_facts() -> None:
+    """Rules of one fact and of two, more facts than rules: whatever the numbers of facts are, no two answers share a
+    place."""
+    rules = [made(f"rule{number}", *(("dest", "name") if number % 3 == 0 else ("name",))) for number in range(9)]
+
+    def said(question: Question) -> Answer:
+        port = question.input["dest"].port if "dest" in question.input else "any"
+        return Answer(deny=(f"{question.rule} of {question.input['name'].value} at {port}",))
+
+    judge = Judge(Spoken(said), rules, Verdict.ALLOW)
+    for _ in range(2):
+        for port in range(1, 6):
+            for name in ("a.example", "b.example", "c.example"):
+                decision = ask(judge, facts(port=port, name=name))
+                told = {reason.rule: reason.message for reason in decision.reasons}
+                assert told == {
+                    rule.name: f"{rule.name} of {name} at {port if 'dest' in rule.scope else 'any'}" for rule in rules
+                }
+    assert judge.hits > judge.misses
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_silence_decides_what_the_answers_would(stage: Stage) -> None:
+    """What is worked out once for all flows that no rule speaks to is what the algebra says for each of them."""
+    rules = [
+        made("one", "dest", "name", target=("dest",)),
+        made("two", "exe", target=("exe",)),
+        made("three", "cgroup", effects=frozenset({Verdict.ALLOW})),
+    ]
+    inside: dict[str, bool] = {}
+    spoken: list[str] = []
+
+    def said(question: Question) -> Answer:
+        target = inside.get(question.rule)
+        return Answer(deny=("no",) if question.rule in spoken and target is not False else (), target=target)
+
+    judge = Judge(Spoken(said), rules, Verdict.ALLOW, memory=0)
+    for speaking in ([], ["two"], []):
+        spoken[:] = speaking
+        for first in (True, False):
+            for second in (True, False):
+                inside.update(one=first, two=second)
+                asked = [rule for rule in rules if asks(rule, stage) is not False]
+                answers = {rule.name: said(Question(rule.name, {})) for rule in asked}
+                expected = decide(rules, Verdict.ALLOW, answers, stage)
+                assert ask(judge, facts(), stage) == expected == ask(judge, facts(), stage)
+
+
+def test_the_evaluator_is_roused_with_what_the_last_flow_of_the_stage_was_asked_about() -> None:
+    evaluator = Spoken(lambda _: Answer())
+    judge = Judge(evaluator, [made("names", "name"), made("places", "dest")], Verdict.ALLOW)
+    judge.rouse(Stage.PAYLOAD)
+    ask(judge, facts(name="a.example"))
+    judge.rouse(Stage.CONNECT)
+    assert evaluator.roused == []
+    judge.rouse(Stage.PAYLOAD)
+    ask(judge, facts(name="b.example"))
+    judge.rouse(Stage.PAYLOAD)
+    assert evaluator.roused == [["names", "places"], ["names"]]
+    # Nothing had to be asked: the next flow may sleep through it too.
+    ask(judge, facts(name="b.example"))
+    judge.rouse(Stage.PAYLOAD)
+    assert len(evaluator.roused) == 2
 
 
 def test_an_evaluator_that_raises_or_answers_too_little_is_a_failure() -> None:
