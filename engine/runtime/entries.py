@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.abi.numbers import NAME_MAX_KERNEL, KernelVerdict, Shape
-from engine.abi.records import ConnectKey, Tuple
+from engine.abi.records import ConnectKey, FlowKey, Tuple
 from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import FLOW_FACTS, Event, Facts, NameState
 from engine.model.name import reversed_key
+from engine.protocols import packet as packets
+from engine.runtime.flows import Flow
 
 KERNEL_VERDICTS = {
     Verdict.ALLOW: KernelVerdict.ALLOW,
@@ -21,10 +23,14 @@ KERNEL_VERDICTS = {
     Verdict.REJECT: KernelVerdict.REJECT,
     Verdict.UNDECIDED: KernelVerdict.UNDECIDED,
 }
-_SHAPES = {"dest": Shape.DEST, "exe": Shape.EXE, "cgroup": Shape.CGROUP, "user": Shape.USER}
+# Plain numbers: arithmetic on enumerations is Python code, and a held packet waits for it.
+_DEST, _EXE, _CGROUP, _USER = int(Shape.DEST), int(Shape.EXE), int(Shape.CGROUP), int(Shape.USER)
+_INBOUND = int(Shape.INBOUND)
+_NO_ADDRESS = bytes(16)
+_SHAPES = (("dest", _DEST), ("exe", _EXE), ("cgroup", _CGROUP), ("user", _USER))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Numbers:
     """A flow's facts as kernel keys hold them. `exe` 0: unknown; `known`: the socket has storage."""
 
@@ -45,7 +51,7 @@ class InboundPlace(NamedTuple):
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reach:
     """Where a decision may stand besides the flow itself.
 
@@ -60,6 +66,27 @@ class Reach:
 FLOW_ONLY = Reach(None)
 
 
+def numbers(flow: Flow) -> Numbers:
+    """Return a flow's facts as kernel keys hold them."""
+    identity = flow.held.identity
+    if flow.inbound:
+        # The gate does not know who listens: a verdict that depends on it is the flow's alone.
+        return Numbers(flow.tuple, 0, 0, 0, known=False, inbound=True)
+    return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, identity.tgid != 0)
+
+
+def place(flow: Flow, generation: int) -> FlowKey | InboundPlace:
+    """Return where the gate looks a flow's own verdict up.
+
+    For datagrams with the executable that is known by now, not with the one that the gate knew when it held: under 0
+    the verdict would serve every other program on a shared socket that nobody has looked up yet.
+    """
+    if flow.inbound:
+        return InboundPlace(flow.tuple, flow.start or 0)
+    part = flow.held.part if flow.tuple.transport == packets.TCP else flow.exe or flow.held.part
+    return FlowKey(flow.tuple, generation, part, flow.held.cookie)
+
+
 def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, generation: int) -> Reach:
     """Return how far the decision may be kept."""
     scope = set(decision.scope)
@@ -71,26 +98,26 @@ def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, gene
     if stage is Stage.CONNECT and decision.verdict is Verdict.REJECT:
         # Datagrams are judged with their payload at once, and there a deny may come before this reject.
         scope.add("dest")
-    shape = Shape(0)
-    for fact, bit in _SHAPES.items():
+    shape = 0
+    for fact, bit in _SHAPES:
         if fact in scope:
             shape |= bit
-    if shape & ~Shape.DEST and not numbers.known:
+    if shape & ~_DEST and not numbers.known:
         return FLOW_ONLY
     # What could not be looked up was judged as unknown: once it is known, the policy may say otherwise.
-    if shape & Shape.EXE and (not numbers.exe or not facts.exe.path):
+    if shape & _EXE and (not numbers.exe or not facts.exe.path):
         return FLOW_ONLY
-    if shape & Shape.CGROUP and not facts.cgroup.path:
+    if shape & _CGROUP and not facts.cgroup.path:
         return FLOW_ONLY
     key = ConnectKey(
         generation,
-        int(shape | (Shape.INBOUND if numbers.inbound else Shape(0))),
-        transport=numbers.flow.transport if shape & Shape.DEST else 0,
-        port=numbers.flow.dport if shape & Shape.DEST else 0,
-        address=numbers.flow.dst if shape & Shape.DEST else bytes(16),
-        cgroup=numbers.cgroup if shape & Shape.CGROUP else 0,
-        exe=numbers.exe if shape & Shape.EXE else 0,
-        uid=numbers.uid if shape & Shape.USER else 0,
+        shape | _INBOUND if numbers.inbound else shape,
+        transport=numbers.flow.transport if shape & _DEST else 0,
+        port=numbers.flow.dport if shape & _DEST else 0,
+        address=numbers.flow.dst if shape & _DEST else _NO_ADDRESS,
+        cgroup=numbers.cgroup if shape & _CGROUP else 0,
+        exe=numbers.exe if shape & _EXE else 0,
+        uid=numbers.uid if shape & _USER else 0,
     )
     if "name" not in scope:
         if stage is Stage.PAYLOAD and "event" in decision.scope and facts.event is Event.PAYLOAD:

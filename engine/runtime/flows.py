@@ -36,6 +36,7 @@ class Frame(NamedTuple):
 
 
 NO_HELLO = Hello()
+_INBOUND = int(FlowFlag.INBOUND)
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Flow:
     @property
     def inbound(self) -> bool:
         """Was it opened from outside? Then `tuple` is that of the packets that come in."""
-        return bool(self.held.flags & FlowFlag.INBOUND)
+        return bool(self.held.flags & _INBOUND)
 
     @property
     def id(self) -> FlowId:

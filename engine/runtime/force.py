@@ -27,7 +27,7 @@ _NARROW = 1 << 15
 _RESTORED = (Reason("restored", "decided before the engine was restarted"),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Installed:
     """What an entry's number stands for. `expires`: CLOCK_MONOTONIC ns, 0 never. `where`: the entry beyond its flow."""
 
@@ -73,6 +73,8 @@ class Force:
         """Entries of one flow alone: as many as the kernel may still refer to."""
         self._standing: dict[Reach, int] = {}
         self._classes: dict[ConnectKey, int] = {}
+        self._keys: dict[ConnectKey, ConnectKey] = {}
+        """Of each class its one key: the entries of a thousand names hold no thousand equal ones."""
         self._connect_shapes: tuple[int, ...] = ()
         self._name_shapes: tuple[int, ...] = ()
 
@@ -111,17 +113,18 @@ class Force:
             expires = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(decision.ttl * 1e9)
         verdict = KERNEL_VERDICTS[decision.verdict]
         entry = VerdictEntry(verdict, number, expires, int("name" in decision.scope))
-        installed = Installed(verdict, decision.reasons, name, expires, where, entry.by_name)
         # The wide entry first: should the flow's own be evicted at once, the next packet still finds this one.
         if where.key is not None and self._install_wide(where.key, where, entry):
-            self._wide[number] = installed
+            if where.name:
+                where = Reach(self._keys[where.key], where.name)
+            self._wide[number] = Installed(verdict, decision.reasons, name, expires, where, entry.by_name)
             self._wide.pop(self._standing.get(where, 0), None)
             self._standing[where] = number
         else:
-            self._narrow[number] = installed
+            self._narrow[number] = Installed(verdict, decision.reasons, name, expires, where, entry.by_name)
             if len(self._narrow) > _NARROW:
                 self._narrow.popitem(last=False)
-        self._put_flow(flow, entry._replace(verdict=flow_verdict or verdict))
+        self._put_flow(flow, entry if flow_verdict is None else entry._replace(verdict=flow_verdict))
         return number
 
     def repeat(self, number: int, flow: FlowKey | InboundPlace) -> None:
@@ -171,6 +174,7 @@ class Force:
             number = self.numbering.next_class()
             self._gate.put_class(key, number)
             self._classes[key] = number
+            self._keys[key] = key
         self._gate.put_name(NameKey(number, where.name), entry)
         return True
 
@@ -200,6 +204,7 @@ class Force:
         if plan.generation == self.number:
             self._connect_shapes, self._name_shapes = plan.connect_shapes, plan.name_shapes
         self._classes = {key: number for key, number in self._gate.class_entries() if key.generation == self.number}
+        self._keys = {key: key for key in self._classes}
         of_class = {number: key for key, number in self._classes.items()}
         for key, entry in self._gate.connect_entries():
             if key.generation == self.number:
@@ -212,7 +217,8 @@ class Force:
         return len(self._wide)
 
     def _restored(self, entry: VerdictEntry, name: Name, where: Reach) -> None:
-        self._wide[entry.id] = Installed(KernelVerdict(entry.verdict), _RESTORED, name, entry.expires, where)
+        verdict = KernelVerdict(entry.verdict)
+        self._wide[entry.id] = Installed(verdict, _RESTORED, name, entry.expires, where, entry.by_name)
         self._standing[where] = entry.id
 
     def listing(self, executable: Callable[[int], ExeRecord | None]) -> list[dict[str, Any]]:
@@ -263,7 +269,7 @@ class Force:
             self._remove(where)
         for key in self._classes:
             self._gate.remove_class(key)
-        self._standing, self._classes = {}, {}
+        self._standing, self._classes, self._keys = {}, {}, {}
         return removed
 
     def _remove(self, where: Reach) -> None:

@@ -11,33 +11,36 @@ import asyncio
 import ipaddress
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from engine.abi.numbers import FlowFlag, Hook, KernelVerdict, StageNumber
-from engine.abi.records import FlowKey, Held, Identity, Tuple
-from engine.alerts.alert import Alert, Kind, Severity
+from engine.abi.records import Held, Identity, Tuple
 from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
 from engine.model import net
 from engine.model.decision import Decision, Reason, Stage, Verdict
-from engine.model.facts import FLOW_FACTS, Direction, Event, Facts, Name, NameState, Transport
-from engine.model.posture import TABLE, Condition, Posture
+from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState
+from engine.model.posture import Posture
 from engine.ports import Cutter, Gate, Releaser
 from engine.protocols import packet as packets
 from engine.protocols.packet import Packet
 from engine.protocols.stream import Outcome
 from engine.protocols.tls import HelloReading, stated
-from engine.runtime.entries import FLOW_ONLY, InboundPlace, Numbers, reach
+from engine.runtime.entries import FLOW_ONLY, numbers, place, reach
 from engine.runtime.first_payload import FirstPayload, begins_nothing
 from engine.runtime.flows import IDLE, Flow, FlowTable, Frame, Waiting
 from engine.runtime.force import Force, Installed
-from engine.runtime.identify import Identifier, direction_of, transport_of
+from engine.runtime.hearing import Hearing, now
+from engine.runtime.identify import Identifier, transport_of
 from engine.runtime.journal import Journal
+from engine.runtime.notices import Notices
 from engine.runtime.orders import Order, Orders
 from engine.runtime.owners import Owners
 from engine.runtime.way import VNET_BYTES, Way
 
-_POSTURES = {NameState.PARTIAL: Condition.PARSER_PARTIAL, NameState.MALFORMED: Condition.PARSER_MALFORMED}
+# Plain numbers: arithmetic on enumerations is Python code, and a held packet waits for it.
+_INBOUND, _STARTED = int(FlowFlag.INBOUND), int(FlowFlag.STARTED)
+_PAYLOAD_PASSED, _NO_STORAGE = int(FlowFlag.PAYLOAD_PASSED), int(FlowFlag.NO_STORAGE)
+_OBSERVED = int(FlowFlag.CLONED | FlowFlag.OBSERVE)
 
 
 @dataclass
@@ -73,17 +76,14 @@ class Gatekeeper:
         orders: Orders,
         force: Force,
     ) -> None:
+        self.force = force
         self._gate = gate
         self._way = Way(gate, releaser, cutter, identifier)
-        self._identifier = identifier
-        self._owners = owners
-        self._journal = journal
-        self._alerts = alerts
+        self.hearing = Hearing(identifier, owners, journal, posture, orders)
+        self.notices = Notices(identifier, journal, alerts, lambda: self.force.number)
         self.flows = flows
         self._bounds = bounds
-        self._posture = posture
         self._orders = orders
-        self.force = force
         self.previous: Force | None = None
         """The generation before: a flow in progress still refers to the entry that it passed by."""
         self.counts = HeldCounts()
@@ -107,7 +107,7 @@ class Gatekeeper:
         if held.stage == StageNumber.REJECT:
             self.counts.refused += self._way.refuse(waits)
             return
-        if held.flags & FlowFlag.INBOUND:
+        if held.flags & _INBOUND:
             # Known by what comes in, whichever way this frame goes; its socket may not even exist yet.
             held = held._replace(cookie=0)
             if held.hook == Hook.EGRESS:
@@ -123,13 +123,15 @@ class Gatekeeper:
             flow.held = held
         if packet.protocol == packets.TCP and packet.flags & packets.SYN:
             flow.start = _first_byte(packet)
-        elif held.flags & FlowFlag.STARTED:
+        elif held.flags & _STARTED:
             flow.start = held.start
         if self._stands(flow, waits, packet):
             self._answer_again(flow, waits)
             return
         if not self._room(flow, waits):
             return
+        # A sleeping evaluator takes as long to wake up as this frame to be read.
+        self.force.judge.rouse(Stage.CONNECT if held.stage == StageNumber.CONNECT else Stage.PAYLOAD)
         self._queue(flow, waits)
         if flow.waiting.judging is None:
             self._read(flow, waits, packet)
@@ -215,12 +217,12 @@ class Gatekeeper:
 
     def _late(self, flow: Flow, packet: Packet) -> bool:
         """Has this flow's first payload gone by already? Then nothing that comes now may be read as its hello."""
-        if flow.passed or flow.held.flags & FlowFlag.PAYLOAD_PASSED:
+        if flow.passed or flow.held.flags & _PAYLOAD_PASSED:
             return True
         if flow.inbound:
             return False
         # A socket that the gate never saw connect: older than the gate, or outside of its control group.
-        unknown = flow.held.flags & FlowFlag.NO_STORAGE and flow.decision is None
+        unknown = flow.held.flags & _NO_STORAGE and flow.decision is None
         return bool(unknown) and not packet.flags & packets.SYN
 
     def _read_segment(self, flow: Flow, packet: Packet) -> None:
@@ -278,63 +280,37 @@ class Gatekeeper:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            # A fault of ours: the frames stay held, which is closed, and everybody hears of it.
-            self._alert(Kind.POSTURE, Severity.CRITICAL, f"a flow could not be judged: {task.exception()!r}")
-            self._journal.note("failure", what="judging a flow", error=repr(task.exception()))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.notices.fault(error)
 
     async def _judge(self, flow: Flow, stage: Stage, event: Event) -> None:
+        hearing = self.hearing
         if event is Event.LATE:
             self._recall_name(flow)
         if flow.inbound:
-            self._find_listener(flow)
+            hearing.find_listener(flow, self.force)
         elif event is Event.LATE:
-            # With storage the gate saw it connect: whoever listens on its local port did not accept it.
-            if flow.held.flags & FlowFlag.NO_STORAGE and self._owners.complete(flow):
+            if hearing.accepted(flow):
                 if not self.force.judges_inbound:
-                    facts = await self._facts(flow, event, self.force)
-                    self._conclude(flow, self.force, facts, _INBOUND, stage)
+                    facts = await hearing.facts(flow, event, flow.name, self.force, now())
+                    self._conclude(flow, self.force, facts, _INBOUND_PASSES, stage)
                     return
                 self._turn(flow)
-            if flow.held.identity.tgid and not flow.held.identity.exec_stamp:
-                flow.held = flow.held._replace(identity=self._identifier.adopt(flow.held.identity))
-        flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
+            hearing.adopt(flow)
         while True:
             force = self.force
-            facts = await self._facts(flow, event, force)
-            decision = self._ordered(flow)
-            if decision is None:
-                judged = await force.judge.decide(facts, stage, now=now())
-                # Asked again: the word may have been given while the policy was thinking.
-                decision = self._ordered(flow) or self.by_posture(judged, facts)
+            facts, decision = await hearing.decide(flow, stage, event, force)
             if force is self.force:
                 break
             # The generation changed while this one was asked: its answer is nobody's any more.
         self._conclude(flow, force, facts, decision, stage)
 
-    async def _facts(self, flow: Flow, event: Event, force: Force) -> Facts:
-        reads = force.judge.reads
-        hello = flow.read_hello() if "hello" in reads else None
-        facts = await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=flow.name, hello=hello, http=flow.http,
-            began=flow.began, reads=reads,
-        )  # fmt: skip
-        flow.began = flow.began or facts.dest_names
-        return facts
-
     def _turn(self, flow: Flow) -> None:
         """What was held is this host's answer: the flow was opened from outside, before the gate could see it."""
         self.flows.forget(flow)
         flow.tuple = flow.tuple.reversed()
-        flow.held = flow.held._replace(cookie=0, flags=flow.held.flags | FlowFlag.INBOUND)
+        flow.held = flow.held._replace(cookie=0, flags=flow.held.flags | _INBOUND)
         self.flows.add(flow)
-
-    def _find_listener(self, flow: Flow) -> None:
-        """Whoever listens is who this flow belongs to on this side: looked for only where the policy asks."""
-        if flow.held.identity.tgid == 0 and self.force.judge.reads & _IDENTITY:
-            found = self._owners.listener(flow.tuple)
-            if found is not None:
-                flow.held = flow.held._replace(identity=self._identifier.adopt(found))
 
     def _recall_name(self, flow: Flow) -> None:
         """The name of a flow that the kernel passed by a standing verdict: the entry that it passed by knows."""
@@ -344,16 +320,6 @@ class Gatekeeper:
 
     def entry(self, number: int) -> Installed | None:
         return self.force.entry(number) or (self.previous.entry(number) if self.previous else None)
-
-    def _ordered(self, flow: Flow) -> Decision | None:
-        """A person's word about the name: the gate reads it itself where it can, and hands over what it cannot read."""
-        named = flow.name is not None and flow.name.value and not flow.inbound
-        order = self._orders.about_name(flow.name.value) if named and flow.name else None
-        flow.by_person = order is not None
-        if order is None:
-            return None
-        reason = Reason("verdict set", order.reason or f"name {order.value} {order.word}")
-        return Decision(Verdict(order.word), FLOW_FACTS | {"name"}, (reason,))
 
     def obey(self, order: Order) -> int:
         """A verdict was just set: end the flows in progress that it refuses. Return how many."""
@@ -374,34 +340,18 @@ class Gatekeeper:
             flow.by_person = True
             where = place(flow, self.force.number)
             flow.verdict_id = self.force.install(flow.decision, FLOW_ONLY, where, flow.name or Name())
-            observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+            observed = bool(flow.held.flags & _OBSERVED)
             if not observed:
                 cut += self.cut(flow)
-            self.tell(flow, flow.decision, flow.stage, observed=observed)
+            self.notices.decided(flow, flow.decision, flow.stage, observed=observed)
         return cut
-
-    def by_posture(self, decision: Decision, facts: Facts) -> Decision:
-        """What no rule speaks about, and nobody can answer for: the posture does."""
-        if decision.verdict is not Verdict.ALLOW:
-            return decision
-        condition = None
-        if self._journal.failing:
-            condition = Condition.DISK_FULL
-        elif all(reason.rule == "default" for reason in decision.reasons):
-            condition = _POSTURES.get(facts.name.state)
-            if facts.dest.transport is Transport.OTHER:
-                condition = Condition.UNKNOWN_PROTOCOL
-        if condition is None or self._posture[condition].passes:
-            return decision
-        reason = Reason("posture", f"{condition.value} is closed: {TABLE[condition].when}")
-        return replace(decision, verdict=Verdict.DENY, scope=decision.scope | FLOW_FACTS, reasons=(reason,))
 
     def _conclude(self, flow: Flow, force: Force, facts: Facts, decision: Decision, stage: Stage) -> None:
         """Write the verdict, then let the frames go or discard them, then tell."""
         if flow.abandoned:
             return
         waiting = flow.waiting
-        observed = bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+        observed = bool(flow.held.flags & _OBSERVED)
         self.counts.judged += 1
         flow.facts, flow.decision, flow.generation, flow.stage = facts, decision, force.number, stage
         where = reach(decision, facts, stage, numbers(flow), force.number)
@@ -433,13 +383,7 @@ class Gatekeeper:
                     self._way.release(flow, frame)
             elif stage is Stage.CONNECT:
                 self._refuse(flow, decision.verdict, stage, waiting.frames)
-        self.tell(flow, decision, stage, observed=observed, held_ns=held_ns)
-        if decision.failed:
-            self._alert(
-                Kind.EVALUATOR_FAILED,
-                Severity.CRITICAL,
-                f"the evaluator gave no usable answer: {decision.reasons[0].message if decision.reasons else '?'}",
-            )
+        self.notices.decided(flow, decision, stage, observed=observed, held_ns=held_ns)
 
     def _refuse(self, flow: Flow, verdict: Verdict, stage: Stage, frames: list[Frame]) -> None:
         """Discard what waits. Who opens a flow that is rejected is told at once; one in progress is ended."""
@@ -477,91 +421,13 @@ class Gatekeeper:
         """End the socket of a denied flow: its program hears of it at once, and its peer too."""
         return self._way.cut(flow, flow.waiting.frames)
 
-    # ---- telling
-
-    def tell(self, flow: Flow, decision: Decision, stage: Stage, *, observed: bool, held_ns: int = 0) -> None:
-        """Journal a decision about a flow, and alert on a refusal: with what the decision did without."""
-        if flow.facts is not None:
-            flow.facts = self._identifier.completed(flow.facts, flow.read_hello())
-        facts = flow.facts or self._identifier.outline(
-            Event.CONNECT if stage is Stage.CONNECT else Event.PAYLOAD, flow.tuple, flow.held.identity,
-            flow.name or Name("", NameState.UNSEEN), direction_of(flow.held.flags),
-        )  # fmt: skip
-        self._journal.decision(facts, decision, stage, observed=observed, held_ns=held_ns, cookie=flow.held.cookie)
-        if not decision.verdict.passes:
-            self.violation(facts, decision.verdict, decision.reasons, observed=observed)
-
-    def violation(
-        self, facts: Facts, verdict: Verdict, reasons: tuple[Reason, ...], *, observed: bool, repeat: bool = False
-    ) -> None:
-        where = facts.name.value or f"{facts.dest.address} port {facts.dest.port}"
-        rule = reasons[0].rule if reasons else ""
-        why = reasons[0].message if reasons else "a standing verdict"
-        done = "would be refused" if observed else "refused"
-        self._alerts.submit(
-            Alert(
-                time=time.time_ns(),
-                kind=Kind.VIOLATION,
-                severity=Severity.WARNING,
-                summary=f"{_who(facts)} to {where} {done}: {why}",
-                details={
-                    "dest": f"{facts.dest.address}:{facts.dest.port}/{facts.dest.transport.value}",
-                    "name": facts.name.value,
-                    "exe": facts.exe.path,
-                    "pid": facts.process.pid,
-                    "uid": facts.user.uid,
-                    "verdict": verdict.value,
-                    "observed": observed,
-                    "standing": repeat,
-                },
-                rule=rule,
-                generation=self.force.number,
-            )
-        )
-
-    def _alert(self, kind: Kind, severity: Severity, summary: str) -> None:
-        self._alerts.submit(Alert(time.time_ns(), kind, severity, summary, generation=self.force.number))
-
     async def settle(self) -> None:
         """Wait until nothing is being judged."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-_INBOUND = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),), ttl=None)
-
-
-_IDENTITY = frozenset({"exe", "cgroup", "user", "process"})
-
-
-def numbers(flow: Flow) -> Numbers:
-    """Return a flow's facts as kernel keys hold them."""
-    identity = flow.held.identity
-    if flow.inbound:
-        # The gate does not know who listens: a verdict that depends on it is the flow's alone.
-        return Numbers(flow.tuple, 0, 0, 0, known=False, inbound=True)
-    return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, identity.tgid != 0)
-
-
-def place(flow: Flow, generation: int) -> FlowKey | InboundPlace:
-    """Return where the gate looks a flow's own verdict up."""
-    return InboundPlace(flow.tuple, flow.start or 0) if flow.inbound else flow_key(flow, generation)
-
-
-def _who(facts: Facts) -> str:
-    if facts.direction is Direction.INGRESS:
-        return facts.source.address
-    return facts.exe.path or "an unknown program"
-
-
-def flow_key(flow: Flow, generation: int) -> FlowKey:
-    """Return the key under which the gate looks the verdict of a flow up that was opened here.
-
-    For datagrams with the executable that is known by now, not with the one that the gate knew when it held: under 0
-    the verdict would serve every other program on a shared socket that nobody has looked up yet.
-    """
-    part = flow.held.part if flow.tuple.transport == packets.TCP else flow.exe or flow.held.part
-    return FlowKey(flow.tuple, generation, part, flow.held.cookie)
+_INBOUND_PASSES = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),))
 
 
 def _another(flow: Flow, held: Held, packet: Packet) -> bool:
@@ -571,7 +437,7 @@ def _another(flow: Flow, held: Held, packet: Packet) -> bool:
         return _program(flow.held.identity) != _program(held.identity)
     if packet.flags & packets.SYN and not packet.flags & packets.ACK and flow.start != _first_byte(packet):
         return True
-    return not held.flags & FlowFlag.NO_STORAGE and flow.held.part != held.part
+    return not held.flags & _NO_STORAGE and flow.held.part != held.part
 
 
 def _program(identity: Identity) -> Identity:
@@ -593,8 +459,3 @@ def _falls_under(flow: Flow, order: Order) -> bool:
     if order.transport and order.transport != transport_of(flow.tuple.transport).value:
         return False
     return net.from_key(flow.tuple.dst) in ipaddress.ip_network(order.value)
-
-
-def now() -> datetime:
-    """Return the host's local time, with its zone."""
-    return datetime.now().astimezone()

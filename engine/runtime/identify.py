@@ -45,6 +45,8 @@ _TRANSPORTS: dict[int, Transport] = {
     socket.IPPROTO_ICMPV6: Transport.ICMP,
 }
 _CACHE = 4096
+# A plain number: arithmetic on an enumeration is Python code, and a held packet waits for it.
+_INBOUND = int(FlowFlag.INBOUND)
 _NO_CLOCK = Clock(0, "")
 
 
@@ -158,27 +160,31 @@ class Identifier:
             clock=Clock(now.hour, _WEEKDAYS[now.weekday()]),
             exe=Exe(path, digest),
             cgroup=self._cgroups.lookup(identity.cgroup, identity.tgid) if known else Cgroup(),
-            user=self._users.lookup(identity.uid) if known else User(),
+            user=self._user(identity.uid, reads) if known else User(),
             name=name or Name(),
             dest_names=tuple(sorted({*dest_names, *began})),
             hello=hello or Hello(),
             http=http or Http(),
-            source=Source(str(net.from_key(flow.src)), flow.sport, self._interfaces.get(held.ifindex, "")),
+            source=Source(net.text_of(flow.src), flow.sport, self._interfaces.get(held.ifindex, "")),
             process=_process(identity.tgid, reads) if known else ProcessFacts(),
             host=self._host,
             dest_names_left=left,
         )
 
+    def _user(self, uid: int, reads: frozenset[str]) -> User:
+        return self._users.lookup(uid) if "user" in reads else User(uid)
+
     def _names(self, address: bytes) -> tuple[tuple[str, ...], float | None]:
         return self.resolutions.known(address) if self.resolutions is not None else ((), None)
 
-    @staticmethod
-    def completed(facts: Facts, hello: Hello) -> Facts:
+    def completed(self, facts: Facts, hello: Hello) -> Facts:
         """Return facts with what a decision did not need and a reader of the log wants."""
-        process = facts.process
+        process, user = facts.process, facts.user
         if process.pid and not process.comm:
             process = replace(process, comm=procfs.comm("/proc", process.pid))
-        return replace(facts, process=process, hello=hello)
+        if user.uid >= 0 and not user.name:
+            user = self._users.lookup(user.uid)
+        return replace(facts, process=process, user=user, hello=hello)
 
     def outline(
         self, event: Event, flow: Tuple, identity: Identity, name: Name, direction: Direction = Direction.EGRESS
@@ -229,7 +235,7 @@ def _process(tgid: int, reads: frozenset[str]) -> ProcessFacts:
 
 def direction_of(flags: int) -> Direction:
     """Return the fact of a flow with these FLOW_* bits."""
-    return Direction.INGRESS if flags & FlowFlag.INBOUND else Direction.EGRESS
+    return Direction.INGRESS if flags & _INBOUND else Direction.EGRESS
 
 
 def _nobody(_number: int) -> None:

@@ -22,13 +22,14 @@ from engine.abi.numbers import FlowFlag
 from engine.config import Mode
 from engine.errors import SallyportError
 from engine.model.decision import Decision, Stage, Verdict
-from engine.model.facts import Event, Facts, Name, NameState
+from engine.model.facts import Event, Name, NameState
 from engine.ports import Gate
 from engine.protocols import packet as packets
-from engine.runtime.entries import reach
+from engine.runtime.entries import numbers, place, reach
 from engine.runtime.flows import Flow
 from engine.runtime.force import Force
-from engine.runtime.gatekeeper import Gatekeeper, now, numbers, place
+from engine.runtime.gatekeeper import Gatekeeper
+from engine.runtime.hearing import now
 from engine.runtime.identify import Identifier
 from engine.runtime.sources import Sources
 
@@ -98,31 +99,24 @@ class Switch:
                 observed = not self._enforcing or bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
                 if not observed and self._gatekeeper.cut(flow):
                     done.cut += 1
-                self._gatekeeper.tell(flow, judged, stage, observed=observed)
+                self._gatekeeper.notices.decided(flow, judged, stage, observed=observed)
 
     async def _judge(self, flow: Flow, force: Force) -> tuple[Stage, Decision]:
         """Judge a flow in progress as the new policy would have from its start."""
+        hearing, moment = self._gatekeeper.hearing, now()
         transport = flow.tuple.transport
         flow.exe = flow.exe or self._identifier.executable(flow.held.identity)
         if transport == packets.TCP:
             opening = Event.ACCEPT if flow.inbound else Event.CONNECT
-            flow.facts = await self._facts(flow, opening, None, force)
-            judged = await force.judge.decide(flow.facts, Stage.CONNECT, now=now())
+            flow.facts = await hearing.facts(flow, opening, None, force, moment)
+            judged = await force.judge.decide(flow.facts, Stage.CONNECT, now=moment)
             if judged.verdict is not Verdict.UNDECIDED:
                 return Stage.CONNECT, judged
         event = Event.DATAGRAM if transport == packets.UDP else Event.PAYLOAD if flow.name else Event.LATE
         name = flow.name or Name("", NameState.UNSEEN)
-        flow.facts = await self._facts(flow, event, name, force)
-        judged = await force.judge.decide(flow.facts, Stage.PAYLOAD, now=now())
-        return Stage.PAYLOAD, self._gatekeeper.by_posture(judged, flow.facts)
-
-    async def _facts(self, flow: Flow, event: Event, name: Name | None, force: Force) -> Facts:
-        facts = await self._identifier.facts(
-            event, flow.tuple, flow.held, flow.exe, now(), name=name, hello=flow.read_hello(), http=flow.http,
-            began=flow.began, reads=force.judge.reads,
-        )  # fmt: skip
-        flow.began = flow.began or facts.dest_names
-        return facts
+        flow.facts = await hearing.facts(flow, event, name, force, moment)
+        judged = await force.judge.decide(flow.facts, Stage.PAYLOAD, now=moment)
+        return Stage.PAYLOAD, hearing.by_posture(judged, flow.facts)
 
     def _retire(self, old: Force) -> None:
         old.withdraw()

@@ -101,7 +101,7 @@ class Telling:
         facts = self._identifier.outline(
             Event.PAYLOAD if payload else Event.CONNECT, event.tuple, event.identity, name, direction_of(event.flags)
         )
-        self._gatekeeper.violation(facts, verdict, reasons, observed=observed, repeat=True)
+        self._gatekeeper.notices.violation(facts, verdict, reasons, observed=observed, repeat=True)
         # Whoever opens a flow that is rejected hears of it by the frame itself.
         if flow is not None and not observed and (payload or verdict is not Verdict.REJECT):
             self._gatekeeper.cut(flow)

@@ -24,7 +24,7 @@ from engine.model.decision import Decision, Reason, Stage, Verdict
 from engine.model.facts import Cgroup, Facts, Host, Name, User
 from engine.model.posture import Posture
 from engine.policy.bundle import Bundle
-from engine.policy.evaluator import Answer, Question
+from engine.policy.evaluator import Answer, Question, shared
 from engine.policy.judge import Judge
 from engine.policy.rule import Rule
 from engine.policy.sources import SourceRules
@@ -93,16 +93,20 @@ class Spoken:
     def __init__(self, say: Callable[[Question], Answer]) -> None:
         self.say = say
         self.asked: list[Question] = []
+        self.roused: list[list[str]] = []
         self.hold: Awaitable[object] | None = None
 
     async def load(self, bundle: Bundle, rules: Sequence[Rule]) -> None:
         """Nothing to load."""
 
+    def rouse(self, rules: Sequence[str]) -> None:
+        self.roused.append(list(rules))
+
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:
         self.asked += questions
         if self.hold is not None:
             await self.hold
-        return [self.say(question) for question in questions]
+        return [shared(self.say(question)) for question in questions]
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -20,7 +20,7 @@ from engine.policy.rule import Rule
 from engine.protocols.records import HelloAssembler
 from engine.protocols.tls import HelloReading
 from engine.runtime.entries import KERNEL_VERDICTS
-from engine.runtime.gatekeeper import now
+from engine.runtime.hearing import now
 from engine.runtime.resolutions import Resolutions
 from tests.support import hello as build
 from tests.support.egress import Outcome

@@ -31,7 +31,7 @@ from engine.protocols.quic import InitialAssembler
 from engine.protocols.records import HelloAssembler
 from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import KERNEL_VERDICTS
-from engine.runtime.gatekeeper import now
+from engine.runtime.hearing import now
 from engine.runtime.reload import Switch
 from tests.support import hello as build
 from tests.support import initials

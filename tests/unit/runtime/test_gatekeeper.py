@@ -187,6 +187,56 @@ def test_two_versions_of_one_byte_are_for_the_posture(tmp_path: Path, posture: P
     run(scene())
 
 
+@pytest.mark.parametrize(
+    ("stance", "hello", "expected"),
+    [
+        (Stance.OPEN, "contradicts", "parser_malformed"),
+        (Stance.CLOSED, "contradicts", "parser_malformed"),
+        (Stance.OPEN, "whole", ""),
+        (Stance.CLOSED, "whole", "disk_full"),
+    ],
+)
+def test_a_full_disk_takes_no_other_postures_place(tmp_path: Path, stance: Stance, hello: str, expected: str) -> None:
+    """Who fills the disk, whose posture is open, must not open what is closed to a hello that contradicts itself."""
+
+    async def scene() -> None:
+        posture = Posture.default().with_changes({Condition.DISK_FULL: stance})
+        rig = Rig(tmp_path, deny_names("bad.example"), posture=posture)
+        client = rig.client()
+        client.send(client.syn())
+        await rig.settle()
+        rig.released.clear()
+        rig.diary.failing = True
+        half = len(HELLO) // 2
+        client.send(client.tcp(HELLO[:half]))
+        if hello == "contradicts":
+            client.send(client.tcp(BAD[half - 40 : half], at=half - 40))
+        client.send(client.tcp(HELLO[half:], at=half))
+        await rig.settle()
+        decision = rig.diary.decisions[-1][1]
+        assert bool(rig.released) is (decision.verdict is Verdict.ALLOW) is (not expected)
+        assert decision.reasons[0].message.startswith(f"{expected} is closed" if expected else "the policy's default")
+
+    run(scene())
+
+
+def test_the_evaluator_is_roused_for_a_frame_that_will_be_judged_and_for_no_other(tmp_path: Path) -> None:
+    async def scene() -> None:
+        rig = Rig(tmp_path, deny_names("bad.example"))
+        evaluator = rig.evaluator
+        for sport, name in ((40_001, HELLO), (40_002, BAD)):
+            client = rig.client(sport=sport)
+            client.send(client.syn())
+            await rig.settle()
+            assert evaluator.roused == []
+            client.send(client.tcp(name))
+            # By what was asked last at this stage: nothing the first time.
+            assert evaluator.roused == ([["names"]] if sport == 40_002 else [])
+            await rig.settle()
+
+    run(scene())
+
+
 def test_a_rule_may_speak_about_a_contradiction_before_the_posture_does(tmp_path: Path) -> None:
     rule = Rule("unreadable", "", frozenset({"name"}), "", effects=frozenset({Verdict.ALLOW, Verdict.DENY}))
     half = len(HELLO) // 2
