@@ -116,12 +116,20 @@ int observe_sockops(struct bpf_sock_ops *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct socket_state *state = 0;
 	struct config *c;
-	__u32 zero = 0;
+	__u32 zero = 0, op = ctx->op;
 
+	/* A connection that this host opens makes nine calls: for time-outs, windows and ECN, which nobody here has a word
+	 * on, and for each of its states, of which the last one counts. */
+	if (op == BPF_SOCK_OPS_STATE_CB) {
+		if (ctx->args[1] != STATE_CLOSE)
+			return 1;
+	} else if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+		return 1;
+	}
 	c = config.lookup(&zero);
 	if (!c || c->mode == MODE_PANIC || !sk)
 		return 1;
-	switch (ctx->op) {
+	switch (op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		state = sockets.sk_storage_get(sk, 0, 0);
 		if (state)
@@ -139,8 +147,6 @@ int observe_sockops(struct bpf_sock_ops *ctx)
 		tell(ctx, state, EVENT_OPEN, 0);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] != STATE_CLOSE)
-			break;
 		state = sockets.sk_storage_get(sk, 0, 0);
 		tell(ctx, state, EVENT_CLOSE, ctx->args[0]);
 		break;
