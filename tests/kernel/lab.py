@@ -54,6 +54,8 @@ ALLOW = VerdictEntry(KernelVerdict.ALLOW, 1)
 DENY = VerdictEntry(KernelVerdict.DENY, 2)
 UNDECIDED = VerdictEntry(KernelVerdict.UNDECIDED, 3)
 MINUTE = 60 * 10**9
+LOADED = 600
+"""Seconds after which a loader counts as hanging: emulated, compiling alone takes two minutes."""
 NOISE = frozenset({Counter.PASSED_NOT_IP, Counter.PASSED_LINK_CONTROL})
 """ARP and neighbour discovery: the kernel's own talk, which comes when it likes."""
 
@@ -119,7 +121,7 @@ class Lab:
             (self.state / cache.NAME).chmod(0o600)
         done = subprocess.run(
             self.inside.command(sys.executable, "-m", "engine.kernel.process"), env={**os.environ, **(env or {})},
-            input=json.dumps(self.order(**changes)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
+            input=json.dumps(self.order(**changes)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=LOADED,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         self.loaded = reply(done.stdout)

@@ -18,7 +18,7 @@ from engine.kernel import bpf, cache, libbpf
 from engine.kernel.objects import Code, MapLayout, from_json, to_json
 from engine.kernel.pins import BPFFS
 from engine.kernel.programs import PROGRAMS
-from tests.kernel.lab import ALLOW, DENY, OUTSIDE, ROOT, Lab, Watch
+from tests.kernel.lab import ALLOW, DENY, LOADED, OUTSIDE, ROOT, Lab, Watch
 
 EXIT = bytes([0x95, 0, 0, 0, 0, 0, 0, 0])
 SCHED_CLS = 3
@@ -66,7 +66,7 @@ def test_kept_programs_are_what_bcc_itself_would_load(lab: Lab) -> None:
     assert lab.load(programs="kept").compiled_because == ""
     assert tags(lab) == compiled
     done = subprocess.run(
-        [sys.executable, "-c", _BY_BCC], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _BY_BCC], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LOADED
     )
     assert json.loads(done.stdout) == compiled
     assert set(compiled) == {program.name for program in PROGRAMS}

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-DEADLINE = 15.0
+DEADLINE = 60.0
 """Seconds until whatever is awaited counts as not coming. Never waited for in a test that passes."""
 _NUMBER = itertools.count()
 _CLONE_NEWNET = 0x40000000
