@@ -121,7 +121,8 @@ class Lab:
             (self.state / cache.NAME).chmod(0o600)
         done = subprocess.run(
             self.inside.command(sys.executable, "-m", "engine.kernel.process"), env={**os.environ, **(env or {})},
-            input=json.dumps(self.order(**changes)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=LOADED,
+            input=json.dumps(self.order(**changes)), capture_output=True, text=True, check=False, cwd=ROOT,
+            timeout=LOADED,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         self.loaded = reply(done.stdout)
