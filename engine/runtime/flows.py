@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.abi.numbers import FlowFlag
-from engine.abi.records import Held, Tuple
+from engine.abi.records import Held, Identity, Tuple
 from engine.model.decision import Decision, Stage
 from engine.model.facts import Facts, Hello, Http, Name
+from engine.protocols import packet as packets
 from engine.protocols.http import HttpAssembler
+from engine.protocols.packet import Packet
 from engine.protocols.quic import InitialAssembler
 from engine.protocols.records import HelloAssembler
 from engine.protocols.stream import StreamAssembler
@@ -36,7 +38,7 @@ class Frame(NamedTuple):
 
 
 NO_HELLO = Hello()
-_INBOUND = int(FlowFlag.INBOUND)
+_INBOUND, _NO_STORAGE = int(FlowFlag.INBOUND), int(FlowFlag.NO_STORAGE)
 
 
 @dataclass(slots=True)
@@ -104,6 +106,26 @@ class Flow:
     @property
     def id(self) -> FlowId:
         return self.tuple, self.held.cookie
+
+    def is_another(self, held: Held, packet: Packet) -> bool:
+        """Is what was held now not of this flow, which is known by its tuple and socket? A TCP socket may connect anew
+        from the same port (connect() with AF_UNSPEC ends the connection before), and a UDP socket may be shared by
+        several programs."""
+        if packet.protocol != packets.TCP:
+            return _program(self.held.identity) != _program(held.identity)
+        if packet.flags & packets.SYN and not packet.flags & packets.ACK and self.start != first_byte(packet):
+            return True
+        return not held.flags & _NO_STORAGE and self.held.part != held.part
+
+
+def first_byte(syn: Packet) -> int:
+    """Return the sequence number of the first byte of the stream that a SYN begins (RFC 9293 section 3.4)."""
+    return (syn.seq + 1) & 0xFFFFFFFF
+
+
+def _program(identity: Identity) -> Identity:
+    """Who it is, whichever thread asked and whether or not the executable has been looked up yet."""
+    return identity._replace(tid=0, exe=0)
 
 
 class FlowTable:

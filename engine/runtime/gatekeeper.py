@@ -8,15 +8,13 @@ frames leave, so that what follows them finds it.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from dataclasses import dataclass, replace
 
 from engine.abi.numbers import FlowFlag, Hook, KernelVerdict, StageNumber
-from engine.abi.records import Held, Identity, Tuple
+from engine.abi.records import Tuple
 from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
-from engine.model import net
 from engine.model.decision import Decision, Reason, Stage, Verdict
 from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState
 from engine.model.posture import Posture
@@ -27,10 +25,10 @@ from engine.protocols.stream import Outcome
 from engine.protocols.tls import HelloReading, stated
 from engine.runtime.entries import FLOW_ONLY, numbers, place, reach
 from engine.runtime.first_payload import FirstPayload, begins_nothing
-from engine.runtime.flows import IDLE, Flow, FlowTable, Frame, Waiting
+from engine.runtime.flows import IDLE, Flow, FlowTable, Frame, Waiting, first_byte
 from engine.runtime.force import Force, Installed
 from engine.runtime.hearing import Hearing, now
-from engine.runtime.identify import Identifier, transport_of
+from engine.runtime.identify import Identifier
 from engine.runtime.journal import Journal
 from engine.runtime.notices import Notices
 from engine.runtime.orders import Order, Orders
@@ -113,7 +111,7 @@ class Gatekeeper:
             if held.hook == Hook.EGRESS:
                 tuple_ = tuple_.reversed()
         flow = self.flows.get((tuple_, held.cookie))
-        if flow is not None and _another(flow, held, packet):
+        if flow is not None and flow.is_another(held, packet):
             self._abandon(flow)
             flow = None
         if flow is None:
@@ -122,7 +120,7 @@ class Gatekeeper:
         else:
             flow.held = held
         if packet.protocol == packets.TCP and packet.flags & packets.SYN:
-            flow.start = _first_byte(packet)
+            flow.start = first_byte(packet)
         elif held.flags & _STARTED:
             flow.start = held.start
         if self._stands(flow, waits, packet):
@@ -330,7 +328,7 @@ class Gatekeeper:
             if order.by == "name" and not flow.inbound:
                 refused = flow.name is not None and order == self._orders.about_name(flow.name.value)
             elif order.by == "dest":
-                refused = _falls_under(flow, order)
+                refused = order.covers(flow.tuple)
             else:
                 refused = False
             if not refused or flow.decision is None or not flow.decision.verdict.passes:
@@ -430,32 +428,5 @@ class Gatekeeper:
 _INBOUND_PASSES = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),))
 
 
-def _another(flow: Flow, held: Held, packet: Packet) -> bool:
-    """Is this not the flow that is known by this tuple and socket? A TCP socket may connect anew from the same port
-    (connect() with AF_UNSPEC ends the connection before), and a UDP socket may be shared by several programs."""
-    if packet.protocol != packets.TCP:
-        return _program(flow.held.identity) != _program(held.identity)
-    if packet.flags & packets.SYN and not packet.flags & packets.ACK and flow.start != _first_byte(packet):
-        return True
-    return not held.flags & _NO_STORAGE and flow.held.part != held.part
-
-
-def _program(identity: Identity) -> Identity:
-    """Who it is, whichever thread asked and whether or not the executable has been looked up yet."""
-    return identity._replace(tid=0, exe=0)
-
-
-def _first_byte(packet: Packet) -> int:
-    return (packet.seq + 1) & 0xFFFFFFFF
-
-
 def _monotonic() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-
-
-def _falls_under(flow: Flow, order: Order) -> bool:
-    if order.port and order.port != flow.tuple.dport:
-        return False
-    if order.transport and order.transport != transport_of(flow.tuple.transport).value:
-        return False
-    return net.from_key(flow.tuple.dst) in ipaddress.ip_network(order.value)

@@ -26,14 +26,15 @@ from engine.abi.numbers import (
     Present,
     StrategyKind,
 )
-from engine.abi.records import DestinationKey, NameKey, SourceKey, StrategyKey, VerdictEntry
+from engine.abi.records import DestinationKey, NameKey, SourceKey, StrategyKey, Tuple, VerdictEntry
 from engine.config import NeverDeny
 from engine.errors import SallyportError, StateError, UsageError
+from engine.model import net
 from engine.model.decision import Reason
 from engine.model.name import NamePattern
 from engine.ports import Gate
 from engine.runtime.force import Numbering
-from engine.runtime.identify import network_bits
+from engine.runtime.identify import network_bits, transport_of
 from engine.runtime.identity import ExeRecord
 
 _TRANSPORTS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
@@ -71,6 +72,14 @@ class Order:
     @property
     def selector(self) -> tuple[str, str, str, int, str]:
         return self.kind, self.by, self.value, self.port, self.transport
+
+    def covers(self, flow: Tuple) -> bool:
+        """Does a setting by destination select this flow?"""
+        if self.port and self.port != flow.dport:
+            return False
+        if self.transport and self.transport != transport_of(flow.transport).value:
+            return False
+        return net.from_key(flow.dst) in ipaddress.ip_network(self.value)
 
     @classmethod
     def make(cls, given: dict[str, Any]) -> Order:

@@ -9,6 +9,7 @@ import pytest
 
 from engine.abi.numbers import KernelVerdict, Mode, Present
 from engine.abi.records import SourceKey
+from engine.alerts.alert import Kind
 from engine.config import Mode as ConfigMode
 from engine.model.decision import Verdict
 from engine.model.facts import NameState
@@ -21,7 +22,7 @@ from engine.runtime.orders import Order
 from engine.runtime.reload import Switch, Switched
 from tests.support import hello as build
 from tests.support.egress import Outcome
-from tests.support.rig import VNET, Client, Rig, Spoken, deny_names, run
+from tests.support.rig import VNET, Broken, Client, Rig, Spoken, deny_names, run
 
 GOOD, BAD = (build.client_hello(f"{name}.example") for name in ("good", "bad"))
 
@@ -87,6 +88,17 @@ def test_a_flow_that_is_denied_now_is_told_with_its_reason(rig: Rig) -> None:
             "bad.example", "bad.example is denied", False,
         )  # fmt: skip
         assert rig.alerts[-1].details["name"] == "bad.example"
+
+    run(scene())
+
+
+def test_a_flow_that_a_failing_evaluator_costs_is_ended_with_an_alert_about_the_evaluator(rig: Rig) -> None:
+    async def scene() -> None:
+        await under_way(rig)
+        done = await switch(rig, Broken())
+        assert done.cut == 1
+        assert rig.diary.decisions[-1][1].failed
+        assert Kind.EVALUATOR_FAILED in rig.kinds()
 
     run(scene())
 
