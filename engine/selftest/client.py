@@ -22,7 +22,7 @@ from engine.selftest.attempt import PATIENCE, Attempt, Chance, hear
 from engine.selftest.attempts import ALL
 from engine.selftest.hello import client_hello
 
-_SECONDS = 30.0
+_SECONDS = 100.0
 _NOBODY = 65534
 _READY, _GO, _END = b"\1", b"\2", b"\3"
 
