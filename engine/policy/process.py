@@ -40,7 +40,7 @@ class ChildError(Exception):
 _R = TypeVar("_R", bound=msgspec.Struct)
 _LOOK = 0.0003
 """Seconds: five cold rules take about half of it."""
-_AWAKE = 0.0005
+_AWAKE = 0.0002
 """Seconds after an answer, or after it was roused, within which a child need not be roused."""
 _MOST = 1 << 16
 
