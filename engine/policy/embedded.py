@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -45,6 +46,8 @@ class EmbeddedEvaluator:
         self._load: Load | None = None
         self._rules: dict[str, Rule] = {}
         self._turn = asyncio.Lock()
+        # On a single CPU the child would only be in the way: 130 to 200 us later instead of 200 to 400 earlier.
+        self._beside = len(os.sched_getaffinity(0)) > 1
         self._restart: asyncio.Task[None] | None = None
         self._losses_in_a_row = 0
         self._closed = False
@@ -109,7 +112,7 @@ class EmbeddedEvaluator:
 
     def rouse(self, rules: Sequence[str]) -> None:
         """Have the child awake when questions about these rules come."""
-        if self._child is not None and not self._turn.locked():
+        if self._beside and self._child is not None and not self._turn.locked():
             self._child.rouse(Rouse(list(rules)))
 
     async def evaluate(self, questions: Sequence[Question]) -> Sequence[Answer]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from engine.policy import child, process
+from engine.policy import child, embedded, process
 from engine.policy.child import Served
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Answer, Question
@@ -420,6 +420,26 @@ def test_a_child_is_roused_from_sleep_and_not_again_at_once() -> None:
             assert len(sent) == 1
         finally:
             await asked.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("processors", "expected"), [({3}, 0), ({0, 3}, 1)])
+def test_a_child_is_roused_only_where_it_can_run_beside_the_engine(
+    monkeypatch: pytest.MonkeyPatch, processors: set[int], expected: int
+) -> None:
+    monkeypatch.setattr(embedded.os, "sched_getaffinity", lambda _: processors)
+
+    async def main() -> None:
+        evaluator = EmbeddedEvaluator()
+        sent: list[Rouse] = []
+        evaluator._child = SimpleNamespace(rouse=sent.append)  # type: ignore[assignment]
+        evaluator.rouse(["one"])
+        assert len(sent) == expected
+        # Nothing may come between a question and its answer.
+        async with evaluator._turn:
+            evaluator.rouse(["one"])
+        assert len(sent) == expected
 
     asyncio.run(main())
 
