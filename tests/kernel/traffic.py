@@ -1,7 +1,7 @@
 """Sequences of packets that leave and come in, from one seed, and what the engine does between them: for
 tests/kernel/test_oracle_shared.py and test_oracle_invariants.py.
 
-One version of IP, two peers, two ports on each side and seven sockets, so that flows meet: opened here, accepted,
+One version of IP, two peers, two ports on each side and eight sockets, so that flows meet: opened here, accepted,
 datagrams from one port to anybody, raw, and packets that have no socket at all.
 """
 
@@ -67,7 +67,7 @@ class Traffic(Maker):
     def begin(self) -> None:
         self.version, self.ethernet = self.one((4, 4, 6)), self.one((1, 1, 1, 0))
         self.generation = self.chance.randint(2, 0xFFFFFF00)
-        for number in range(7):
+        for number in range(8):
             self._sender(number)
         self.flip()
         self.configure()
@@ -76,7 +76,7 @@ class Traffic(Maker):
 
     def _sender(self, number: int) -> None:
         us, peer = key(SOURCES[self.version]), key(self.one(HOSTS[self.version]))
-        kind = ("opened", "accepted", "accepted", "datagrams", "datagrams", "raw", "nobody")[number]
+        kind = ("opened", "accepted", "accepted", "datagrams", "datagrams", "raw", "raw", "nobody")[number]
         transport = {"opened": TCP, "accepted": TCP, "datagrams": UDP}.get(kind, 0)
         accepted = kind == "accepted"
         sport = self.one(OURS) if accepted or kind == "datagrams" else 40_000 + number
@@ -187,13 +187,13 @@ class Traffic(Maker):
     # ---- packets
 
     def _tuple_out(self, sender: Sender) -> Tuple:
-        """What this sender's next packet may have."""
+        """What this sender's next packet may have. Often one that there was, so that flows have a history."""
         if sender.transport == TCP:
             return sender.flow
-        peer = key(self.one(HOSTS[self.version]))
+        peer = key(HOSTS[self.version][self.one((0, 0, 0, 1))])
         if sender.transport == UDP:
-            return sender.flow._replace(dst=peer, dport=self.one(PORTS))
-        transport = self.one((ICMP[self.version], ICMP[self.version], UDP, TCP))
+            return sender.flow._replace(dst=peer, dport=self.one((*PORTS, PORTS[0])))
+        transport = self.one((ICMP[self.version],) * 3 + (UDP, TCP))
         if transport == ICMP[self.version]:
             return Tuple(sender.flow.src, peer, 0, 0, transport)
         if self.odds(5):

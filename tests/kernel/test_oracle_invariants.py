@@ -1,0 +1,299 @@
+"""What must be true of every sequence, whatever the programs do on the way: by a policy that is asked anew about each
+packet, and by nothing else.
+
+What leaves must be allowed by the policy in force, or belong to what was let in, or have a word above the policy; what
+is dropped must have a reason; the answer to what left must come in. The same for what comes in. The engine answers what
+is held at once or later, in another generation even. No oracle of the programs has a part in it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from engine.abi.numbers import InterfaceKind, KernelVerdict, Mode, PostureBit, StageNumber
+from engine.abi.records import Tuple
+from engine.protocols.packet import ACK, RST, SYN, TCP
+from tests.kernel.judging import Bench, opened
+from tests.kernel.reign import OPEN, REFUSED, Reign, Waiting, answers_to
+from tests.kernel.traffic import INSIDE, PLAIN, UNKNOWN, Sender
+from tests.support import headers
+from tests.support.headers import Headers, Status
+from tests.support.oracle import Way
+from tests.support.testrun import LOOPBACK, PASS, REDIRECT
+
+STEPS = 80
+
+
+class Proof:
+    """One sequence. `seen` counts the reasons why something passed or was dropped."""
+
+    def __init__(self, bench: Bench, seed: int) -> None:
+        loaded = bench.lab.loaded
+        assert loaded is not None
+        bench.clear()
+        self.bench, self.seed = bench, seed
+        self.reign = Reign(random.Random(seed), gates=(bench.gate,), hold_ifindex=loaded.hold_ifindex, seed=seed)
+        self.reign.begin()
+        ethernet = self.reign.ethernet
+        for number, kind in ((INSIDE, ethernet | InterfaceKind.INSIDE), (PLAIN, ethernet)):
+            bench.interface(number, kind)
+        self.came = {each.flow.reversed() for each in self.reign.senders if each.accepted and each.socket.stored}
+        """Tuples of what came in and was judged, and was no answer."""
+        self.asked: set[Tuple] = set()
+        """Tuples of the answers to datagrams that left."""
+        self.expected: set[Tuple] = set()
+        """Those of them that must come in, because nobody came by them before."""
+
+    def run(self) -> None:
+        reign = self.reign
+        for step in range(STEPS):
+            why, what = f"seed {self.seed}, step {step}", reign.chance.randrange(100)
+            if what < 40:
+                self.leaves(why)
+            elif what < 72:
+                self.comes_in(why)
+            elif what < 93:
+                self.engine()
+            elif what < 95:
+                reign.flip()
+            elif what < 97:
+                reign.configure()
+            else:
+                reign.reopen()
+
+    def engine(self) -> None:
+        if (answers := self.reign.answer()) is not None:
+            self.asked.add(answers)
+
+    def read(self, frame: bytes) -> Headers:
+        return headers.read(frame, 14 if self.reign.ethernet else 0)
+
+    def held(self, read: Headers, *, came_in: bool) -> bool:
+        """Was this packet held for an answer, and not only for its sender to be told?"""
+        note = self.bench.gate.held(read.flow)
+        assert note is not None
+        if note.stage == StageNumber.REJECT:
+            return False
+        self.reign.waiting.append(Waiting(read, note, came_in))
+        return True
+
+    def no_engine(self) -> PostureBit:
+        """The posture that is the engine's absence, or that of a queue which may be full."""
+        config = self.reign.config
+        absent = PostureBit.ENGINE_ABSENT if not config.heartbeat_max else PostureBit(0)
+        return absent | (PostureBit.HOLD_FULL if config.hold_limit < STEPS else PostureBit(0))
+
+    # ---- what leaves
+
+    def leaves(self, why: str) -> None:
+        sender, frame, way = self.reign.out()
+        self.bench.interface(LOOPBACK, self.reign.ethernet | (InterfaceKind.INSIDE if self.reign.inside else 0))
+        read = self.read(frame)
+        why = f"{why}: {read} of {sender} {way} under {self.reign.config}, law {self.reign.generation}"
+        passes, drops = self.may_leave(sender, read, way), self.may_not_leave(sender, read, way)
+        action = self.bench.leaves(sender.socket, frame, way).action
+        if not sender.socket.stored:
+            sender.socket.flags = sender.socket.start = 0
+        if action == PASS:
+            assert passes, f"left: {why}"
+            self.bench.seen[f"out: {passes}"] += 1
+            self.note(read, passes)
+        elif action != REDIRECT or not self.held(read, came_in=False):
+            assert drops, f"was dropped: {why}"
+            self.bench.seen[f"not out: {drops}"] += 1
+
+    def note(self, read: Headers, passes: str) -> None:
+        """A datagram has left: its answer is to be let in, unless the flow is somebody else's."""
+        if read.status is not Status.OK or read.flow.transport == TCP or (key := answers_to(read)) is None:
+            return
+        if passes in ("panic", "released", "forwarded"):
+            return
+        self.asked.add(key)
+        if key not in self.came:
+            self.expected.add(key)
+
+    def may_leave(self, sender: Sender, read: Headers, way: Way) -> str:
+        """Why this packet may pass; empty: it may not."""
+        reign, config, flow, stored = self.reign, self.reign.config, read.flow, sender.socket.stored
+        if open_ := self._open(read, way):
+            return open_
+        if not sender.socket.cookie and way.came_by == INSIDE:
+            return "forwarded"
+        if config.mode != Mode.ENFORCE:
+            return "observed"
+        if sender.transport == TCP and stored and (read.status is not Status.OK or flow != sender.flow):
+            return "astray"  # a decided stream costs one look-up and no parsing
+        if flow.dst in reign.spared:
+            return "never-deny"
+        if reign.strategy and stored and sender.socket.identity.cgroup == 5:
+            return "strategy"
+        opens = bool(read.flags & SYN) and not read.flags & ACK
+        if flow.transport == TCP and not read.payload and (read.flags & RST or not (stored or opens)):
+            return "bare"
+        if (inbound := self._from_outside(sender, read)) in (*OPEN, KernelVerdict.NONE):
+            return "answer"
+        own = inbound is None or not (sender.accepted and stored)
+        if own and reign.verdict(flow, self._exe(sender), payload=bool(read.payload)) in OPEN:
+            return "policy"
+        return "posture" if config.open & self.no_engine() else ""
+
+    def may_not_leave(self, sender: Sender, read: Headers, way: Way) -> str:
+        config, flow = self.reign.config, read.flow
+        if config.mode != Mode.ENFORCE:
+            return ""
+        own = sender.flow if sender.transport == TCP and sender.socket.stored else flow
+        if self._refused_out(sender, own):
+            return "policy"
+        unknown = not sender.socket.cookie and way.came_by == UNKNOWN
+        if unknown and not config.open & PostureBit.UNKNOWN_INTERFACE:
+            return "unknown interface"
+        if (closed := self._closed(read)) is not None:
+            return closed
+        if self.no_engine() & ~config.open:
+            return "posture"
+        if (inbound := self._from_outside(sender, read)) is not None and self._refused_in(flow.reversed()):
+            return "answer" if inbound in REFUSED or flow.transport == TCP else ""
+        return ""
+
+    def _refused_out(self, sender: Sender, flow: Tuple) -> bool:
+        if flow.dst in self.reign.spared:
+            return False
+        verdicts = {self.reign.verdict(flow, self._exe(sender), payload=payload) for payload in (False, True)}
+        return bool(verdicts & set(REFUSED))
+
+    def _exe(self, sender: Sender) -> int:
+        return sender.socket.identity.exe if sender.socket.stored else 0
+
+    def _from_outside(self, sender: Sender, read: Headers) -> KernelVerdict | None:
+        """The verdict on the flow that was opened from outside to which this packet belongs; NONE: they are not judged.
+        None: there is no such flow."""
+        flow, law = read.flow.reversed(), self.reign.law
+        accepted = sender.accepted and sender.socket.stored
+        if accepted and (self.reign.inside or not law.judges_inbound):
+            return KernelVerdict.NONE
+        if read.flow.transport in headers.ANSWERS and not headers.is_icmp(read, headers.ANSWERS):
+            return None
+        if read.flow.transport == TCP and sender.socket.stored and not accepted:
+            return None
+        if not accepted and not (flow in self.came and law.judges_inbound):
+            return None
+        return law.into(flow, payload=False)
+
+    def _refused_in(self, coming: Tuple) -> bool:
+        return bool({self.reign.law.into(coming, payload=payload) for payload in (False, True)} & set(REFUSED))
+
+    def _open(self, read: Headers, way: Way) -> str:
+        """What passes whatever a policy says."""
+        config = self.reign.config
+        if config.mode == Mode.PANIC:
+            return "panic"
+        if way.mark and way == Way(LOOPBACK, config.release_mark):
+            return "released"
+        if read.status in (Status.NOT_IP, Status.LINK_CONTROL):
+            return "link"
+        posture = {Status.FRAGMENT: PostureBit.FRAGMENT, Status.MALFORMED: PostureBit.MALFORMED}.get(read.status)
+        return "posture" if posture and config.open & posture else ""
+
+    def _closed(self, read: Headers) -> str | None:
+        """None: it can be read. Empty: the posture passes it."""
+        posture = {Status.FRAGMENT: PostureBit.FRAGMENT, Status.MALFORMED: PostureBit.MALFORMED}.get(read.status)
+        if posture is None:
+            return None if read.status is Status.OK else ""
+        return "" if self.reign.config.open & posture else "headers"
+
+    # ---- what comes in
+
+    def comes_in(self, why: str) -> None:
+        frame, _, mark = self.reign.coming()
+        self.bench.interface(LOOPBACK, self.reign.ethernet)
+        read = self.read(frame)
+        outside = any(
+            each.accepted and each.socket.stored and each.flow == read.flow.reversed() for each in self.reign.senders
+        )
+        why = f"{why}: in {read} {mark=} {outside=} under {self.reign.config}, law {self.reign.generation}"
+        passes, drops = self.may_come_in(read, mark, outside=outside), self.may_not_come_in(read)
+        action = self.bench.comes_in(frame, outside=outside, mark=mark).action
+        if self._key(read) in self.expected:
+            assert action == PASS, f"an answer was not let in: {why}"
+        judged = self.reign.law.judges_inbound and passes not in ("released", "panic", "link", "never-deny")
+        if judged and read.status is Status.OK and self._key(read) not in self.asked:
+            self.came.add(read.flow)
+        if action == PASS:
+            assert passes, f"came in: {why}"
+            self.bench.seen[f"in: {passes}"] += 1
+        elif action != REDIRECT or not self.held(read, came_in=True):
+            assert drops, f"was kept out: {why}"
+            self.bench.seen[f"not in: {drops}"] += 1
+
+    @staticmethod
+    def _key(read: Headers) -> Tuple:
+        kind = int(headers.is_icmp(read, headers.ANSWERS))
+        return read.flow._replace(dport=kind) if read.flow.transport in headers.ANSWERS else read.flow
+
+    def may_come_in(self, read: Headers, mark: int, *, outside: bool) -> str:
+        reign, config, flow = self.reign, self.reign.config, read.flow
+        if (open_ := self._open(read, Way(LOOPBACK, mark))) or not reign.law.judges_inbound:
+            return open_ or "not judged"
+        if config.mode != Mode.ENFORCE:
+            return "observed"
+        if flow.src in reign.spared:
+            return "never-deny"
+        opens = bool(read.flags & SYN) and not read.flags & ACK
+        if flow.transport == TCP and (read.flags & RST or (not opens and not outside)):
+            return "answer"
+        if headers.is_icmp(read, headers.ERRORS):
+            return "error"
+        if self._key(read) in self.asked:
+            return "answer"
+        if reign.law.into(flow, payload=bool(read.payload)) in OPEN:
+            return "policy"
+        return "posture" if config.open & self.no_engine() else ""
+
+    def may_not_come_in(self, read: Headers) -> str:
+        config, flow = self.reign.config, read.flow
+        if config.mode != Mode.ENFORCE:
+            return ""
+        if (closed := self._closed(read)) is not None:
+            return closed
+        if flow.src in self.reign.spared:
+            return ""
+        if self.no_engine() & ~config.open:
+            return "posture"
+        return "policy" if self._refused_in(flow) else ""
+
+
+REASONS = (
+    "out: answer", "out: policy", "out: bare", "out: never-deny", "out: strategy", "out: posture", "out: forwarded",
+    "out: released", "out: observed", "out: panic", "not out: policy", "not out: answer", "not out: posture",
+    "not out: headers", "not out: unknown interface", "in: answer", "in: error", "in: policy", "in: never-deny",
+    "in: posture", "in: not judged", "in: released", "in: observed", "not in: policy", "not in: posture",
+    "not in: headers",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with opened() as bench:
+        yield bench
+
+
+@settings(max_examples=200, deadline=None, phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False)
+@given(seed=st.integers(0, 1 << 48))
+def test_nothing_passes_and_nothing_is_dropped_without_a_reason(bench: Bench, seed: int) -> None:
+    bench.lab.inside.call(lambda: Proof(bench, seed).run())
+
+
+def test_these_sequences_give_every_reason(bench: Bench) -> None:
+    def many() -> None:
+        for seed in range(100):
+            Proof(bench, seed).run()
+
+    bench.seen = Tally()
+    bench.lab.inside.call(many)
+    assert set(REASONS) <= {reason for reason, times in bench.seen.items() if times >= 3}
