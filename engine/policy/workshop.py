@@ -9,7 +9,6 @@ any step leaves the generation in force as it was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -265,8 +264,12 @@ async def _started() -> Child | None:
         child = await Child.start(module="engine.policy.checker", responses=Told)
     except ChildError:
         return None  # whoever needs one will say why there is none
-    with contextlib.suppress(ChildError):
+    try:
         await child.request(Summarise([]), Summaries, EXAMINE_TIMEOUT)
+    except ChildError:
+        # Its answer may still come, and would be taken for that to the next question.
+        await child.end()
+        return None
     return child
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from engine.policy.embedded import EmbeddedEvaluator
 from engine.policy.evaluator import Question
-from engine.policy.examination import Examine, Given, Summaries, Try
+from engine.policy.examination import Examine, Given, Summaries, Summarise, Try
 from engine.policy.findings import PolicyRefusedError
 from engine.policy.frames import Load, Query
 from engine.policy.prepare import Examined, examine
-from engine.policy.process import Child
+from engine.policy.process import Child, ChildError
 from engine.policy.workshop import Workshop
 from tests.support.policies import DEFAULT, Write, rule, statically
 
@@ -231,6 +231,32 @@ def test_whoever_is_expected_is_quick_and_says_what_is_new(write: Write, asked: 
                 await new.close()
         finally:
             await old.close()
+
+    run(use)
+
+
+def test_a_process_that_was_slow_to_wake_up_is_not_asked_anything(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its late answer would be taken for that to the first question about the candidate."""
+    real, slow = Child.request, []
+
+    async def request(child: Child, message: Any, *rest: Any) -> Any:
+        if message == Summarise([]):
+            slow.append(child)
+            with pytest.raises(ChildError):
+                await real(child, message, rest[0], 0.0)
+            raise ChildError("the evaluator did not answer within 0 s")
+        return await real(child, message, *rest)
+
+    monkeypatch.setattr(Child, "request", request)
+
+    async def use(workshop: Workshop) -> None:
+        folder = write(FOLDER)
+        workshop.expect()
+        examined = await workshop.examine(folder)
+        assert {rule.name for rule in examined.rules} == {"one", "two", "three"}
+        assert [child.ended for child in slow] == [True]
 
     run(use)
 
