@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from engine.abi.numbers import Hook
 from engine.abi.records import Identity, Tuple
 from engine.runtime.flows import Flow
 
@@ -42,18 +43,24 @@ class Owners:
 
     def complete(self, flow: Flow) -> bool:
         """Fill in who holds the flow's socket, where that can be known. True when the flow came in from outside: its
-        local port is one that somebody listens on."""
-        listening: set[int] = set()
+        socket is one of this host's, and somebody listens where it stands.
+
+        That somebody listens says nothing by itself: a packet that a raw socket made, or that came from a container,
+        may have any port of this host.
+        """
+        listening = False
         found: SocketLike | None = None
         for candidate in self._sockets(flow.tuple.transport):
-            if candidate.state == _LISTEN and flow.tuple.transport == socket.IPPROTO_TCP:
-                listening.add(candidate.flow.sport)
+            if candidate.state == _LISTEN and flow.tuple.transport == _TCP:
+                here = candidate.flow.src == flow.tuple.src or candidate.flow.src in _ANY
+                listening = listening or (here and candidate.flow.sport == flow.tuple.sport)
             elif candidate.cookie == flow.held.cookie and candidate.flow == flow.tuple:
                 found = candidate
         if flow.held.identity.tgid == 0 and found is not None:
             tgid = self._holder(found.inode)
             flow.held = flow.held._replace(identity=flow.held.identity._replace(tgid=tgid, tid=tgid, uid=found.uid))
-        return flow.tuple.sport in listening
+        # What is held where a container's packets come in was sent in its namespace, whose listeners are not listed.
+        return listening and found is not None and flow.held.hook == Hook.EGRESS
 
     def listener(self, flow: Tuple) -> Identity | None:
         """Return who listens for what comes in with this tuple, None when nobody does or it cannot be known. A socket

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.abi.numbers import FlowFlag, KernelVerdict, Mode, Origin
+from engine.abi.numbers import FlowFlag, Hook, KernelVerdict, Mode, Origin
 from engine.abi.records import FlowKey
 from engine.alerts.alert import Kind
 from engine.config import Hold as HoldBounds
@@ -528,22 +528,54 @@ def test_the_answer_for_the_connection_before_does_not_serve_the_next_one(rig: R
     run(scene())
 
 
-class Listener:
-    """A listening socket on the client's port."""
+class Listed:
+    """A line of the socket listing: a socket with the client's own port."""
 
-    def __init__(self, client: Client) -> None:
-        self.flow = client.flow
-        self.state, self.cookie, self.uid, self.inode = 10, 0, 0, 0
+    def __init__(self, client: Client, state: int = 10, cookie: int = 0) -> None:
+        self.flow = client.flow if state != 10 else client.flow._replace(dst=bytes(16), dport=0)
+        self.state, self.cookie, self.uid, self.inode = state, cookie, 0, 0
+
+
+ESTABLISHED = 1
 
 
 def test_an_inbound_connection_older_than_the_gate_goes_on(rig: Rig) -> None:
     async def scene() -> None:
         client = rig.client(stored=False, tgid=0)
-        rig.listing = [Listener(client)]
+        rig.listing = [Listed(client), Listed(client, ESTABLISHED, client.socket.cookie)]
         client.send(client.tcp(b"reply"))
         await rig.settle()
         assert client.sent == [client.tcp(b"reply")]
         assert rig.diary.decisions[-1][1].reasons[0].rule == "inbound"
+
+    run(scene())
+
+
+@pytest.mark.parametrize("listed", ["nothing more", "another socket", "a listener elsewhere", "held inside"])
+def test_a_segment_from_a_servers_port_is_judged_unless_its_socket_is_the_servers(rig: Rig, listed: str) -> None:
+    """A raw socket, and whoever is in a container, gives its segments any port of this host."""
+
+    async def scene() -> None:
+        client = rig.client(stored=False, tgid=0)
+        listener, cookie = Listed(client), client.socket.cookie
+        rig.listing = [listener, Listed(client, ESTABLISHED, cookie + 1 if listed == "another socket" else cookie)]
+        if listed == "nothing more":
+            rig.listing.pop()
+        if listed == "a listener elsewhere":
+            listener.flow = listener.flow._replace(src=b"\1" * 16)
+        rig.gatekeeper.force.judge = rig.force(1, Spoken(lambda _: Answer(("no",)))).judge
+        frame = client.tcp(b"upload")
+        if listed == "held inside":
+            rig.egress.packet(client.socket, frame)
+            note = rig.gate.held(client.flow)
+            assert note is not None
+            rig.gate.notes.put(client.flow, note._replace(hook=Hook.INGRESS))
+            rig.gatekeeper.frame(VNET + frame)
+        else:
+            client.send(frame)
+        await rig.settle()
+        assert last(rig)[0] is Verdict.DENY
+        assert rig.released == rig.delivered == []
 
     run(scene())
 
@@ -553,7 +585,7 @@ def test_who_listens_on_its_own_local_port_is_not_taken_for_a_server(rig: Rig) -
 
     async def scene() -> None:
         client = rig.client()
-        rig.listing = [Listener(client)]
+        rig.listing = [Listed(client)]
         client.socket.flags = FlowFlag.PAYLOAD_PASSED
         rig.gatekeeper.force.judge = rig.force(1, Spoken(lambda _: Answer(("no",)))).judge
         client.send(client.tcp(b"upload"))
