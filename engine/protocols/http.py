@@ -18,10 +18,11 @@ LIMIT = 16 * 1024
 """Bytes of a request line and its fields; servers refuse more than 8 to 16 KiB."""
 NOT_HTTP = Http()
 
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
-_METHOD_BYTES = frozenset(b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-_BLANK = b" \t\v\f\r"
-_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
+# Of any length, and a version of more digits than there ever was: nginx serves both.
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BEGINNING = re.compile(rb"[ \t\v\f\r]*(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t\v\f\r].*)?)?", re.DOTALL)
+_VERSION = re.compile(rb"HTTP/[0-9]{1,3}\.[0-9]{1,3}", re.IGNORECASE)
+_CLAIM = b"HTTP/"
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 _PORT = re.compile(rb":[0-9]*$")
 
@@ -58,14 +59,16 @@ def read(data: bytes) -> Http | Unread | None:
     begun = data.lstrip(b"\r\n")
     line, ended, rest = begun.partition(b"\n")
     if not ended:
-        return None if _may_begin(begun) else NOT_HTTP
-    words = line.strip(_BLANK).split()
-    if not words or not _METHOD.fullmatch(words[0]) or not line.startswith(words[0]):
+        return None if _BEGINNING.fullmatch(begun) else NOT_HTTP
+    words = line.split()
+    if not words or not _METHOD.fullmatch(words[0]):
         return NOT_HTTP
     if len(words) == 2 and words[0] == b"GET":
         return _request(words[0], words[1], [])  # HTTP/0.9: no fields
     if len(words) != 3 or not _VERSION.fullmatch(words[2]):
-        return Unread("a request line of another form") if _VERSION.fullmatch(words[-1]) else NOT_HTTP
+        # Some server may understand what calls itself a request.
+        claims = any(word[: len(_CLAIM)].upper() == _CLAIM for word in words[1:])
+        return Unread("a request line of another form") if claims else NOT_HTTP
     hosts: list[bytes] = []
     while True:
         line, ended, rest = rest.partition(b"\n")
@@ -79,14 +82,6 @@ def read(data: bytes) -> Http | Unread | None:
             return Unread("a field that servers read in two ways")
         if name.lower() == b"host":
             hosts.append(value.strip(b" \t"))
-
-
-def _may_begin(data: bytes) -> bool:
-    """May what is there of a line become a request line?"""
-    method, blank, _ = data.partition(b" ")
-    if blank:
-        return bool(_METHOD.fullmatch(method))
-    return len(method) <= 32 and all(byte in _METHOD_BYTES for byte in method.rstrip(_BLANK))
 
 
 def _request(method: bytes, target: bytes, hosts: list[bytes]) -> Http | Unread:

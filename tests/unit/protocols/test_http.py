@@ -32,6 +32,11 @@ PLAIN = b"GET /a?b=c HTTP/1.1\r\nHost: a.example\r\nUser-Agent: x\r\n\r\n"
         (b"GET /\xff HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/\\xff")),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Http("PRI", "", "*")),
         (b"GET /old\r\n", Http("GET", "", "/old")),
+        (b"GET /x HTTP/1.10\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/x")),
+        (b"GET /x HTTP/001.099\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/x")),
+        (b"GET /x http/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/x")),
+        (b"A" * 5000 + b" /x HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("A" * 5000, "a.example", "/x")),
+        (b" GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n", Http("GET", "a.example", "/x")),
     ],
 )
 def test_what_a_request_asks(head: bytes, request_: Http) -> None:
@@ -48,8 +53,28 @@ def test_what_a_request_asks(head: bytes, request_: Http) -> None:
         b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
         b"GET / HTTP/1.1\r\nno field\r\n\r\n",
         b"GET / a HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        b"GET / HTTP/\r\nHost: a.example\r\n\r\n",
+        b"GET / HTTP/1\r\nHost: a.example\r\n\r\n",
+        b"GET / HTTP/1.1234\r\nHost: a.example\r\n\r\n",
+        b"GET / HTTP/1.1x\r\nHost: a.example\r\n\r\n",
+        b"POST HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        b"GET / HTTP/1.1 x\r\nHost: a.example\r\n\r\n",
     ],
-    ids=["two hosts", "a blank before the colon", "folded", "a bare return", "no host name", "no colon", "four words"],
+    ids=[
+        "two hosts",
+        "a blank before the colon",
+        "folded",
+        "a bare return",
+        "no host name",
+        "no colon",
+        "four words",
+        "no version",
+        "half a version",
+        "four digits",
+        "a letter behind it",
+        "no target",
+        "a word behind it",
+    ],
 )
 def test_what_two_servers_could_read_in_two_ways_is_malformed(head: bytes) -> None:
     reading = read(head)
@@ -57,9 +82,15 @@ def test_what_two_servers_could_read_in_two_ways_is_malformed(head: bytes) -> No
     assert not reading.partial
 
 
-@pytest.mark.parametrize("data", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03\x01", b"GET\r\n", b"EHLO me\r\n", b"x" * 40])
+@pytest.mark.parametrize(
+    "data", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03\x01", b"GET\r\n", b"EHLO me\r\n", b"x" * 40 + b"\n"]
+)
 def test_what_is_something_else(data: bytes) -> None:
     assert read(data) == NOT_HTTP
+
+
+def test_a_long_method_is_waited_for() -> None:
+    assert read(b"x" * 40) is None
 
 
 @pytest.mark.parametrize("end", range(1, len(PLAIN)))
@@ -76,7 +107,7 @@ def test_a_head_without_end_is_partial() -> None:
     assert assembler.feed(b"\r\n\r\n") == reading
 
 
-PIECES = st.sampled_from((b"GET", b" ", b"/", b"HTTP/1.1", b"\r\n", b"\n", b"Host:", b"a"))
+PIECES = st.sampled_from((b"GET", b" ", b"\t", b"/", b"HTTP/1.1", b"HTTP/", b"\r\n", b"\r", b"\n", b"Host:", b"a"))
 
 
 @given(st.binary(max_size=200) | st.lists(PIECES).map(b"".join), st.integers(0, 200))
