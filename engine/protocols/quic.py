@@ -48,7 +48,7 @@ _MAX_CID = 20
 _MIN_CLIENT_CID = 8
 _MIN_INITIAL_DATAGRAM = 1200
 """RFC 9000 section 14.1: a client pads datagrams with an Initial packet to at least this."""
-_LONG, _FIXED = 0x80, 0x40
+_LONG = 0x80
 _PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0x00, 0x01, 0x02, 0x03, 0x06, 0x1C
 
 
@@ -88,7 +88,8 @@ def initial_packets(datagram: bytes) -> Iterator[InitialPacket]:
         while at < len(datagram):
             first = datagram[at]
             version = int.from_bytes(datagram[at + 1 : at + 5], "big")
-            if not first & _LONG or not first & _FIXED or version not in _SALTS:
+            # Not the bit behind it: a client that was told so may send it as it likes (RFC 9287).
+            if not first & _LONG or version not in _SALTS:
                 return
             kind = first >> 4 & 3
             offset = at + 5
@@ -312,7 +313,7 @@ def client_initial(datagram: bytes) -> bool:
         return False
     if version in _SALTS:
         initial = datagram[0] >> 4 & 3 == _INITIAL_TYPE.get(version, 0)
-        return initial and bool(datagram[0] & _FIXED) and datagram[5] <= _MAX_CID
+        return initial and datagram[5] <= _MAX_CID
     # Google's versions before T051 pack both lengths into this byte: 0x50 is eight bytes and none.
     cid = _MIN_CLIENT_CID <= datagram[5] <= _MAX_CID or datagram[5] == 0x50
     return cid and len(datagram) >= _MIN_INITIAL_DATAGRAM and plausible_version(version)

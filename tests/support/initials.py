@@ -33,11 +33,14 @@ def initial(
     token: bytes = b"",
     number: int = 0,
     size: int = 1200,
+    greased: bool = False,
 ) -> bytes:
     """Return one sealed Initial packet, padded to `size` bytes. `keys_from` is the connection id that the
-    keys come from, where it is not the packet's own (from the client's second flight on)."""
+    keys come from, where it is not the packet's own (from the client's second flight on). `greased`: without
+    the QUIC bit (RFC 9287)."""
     keys = ClientKeys(version, dcid if keys_from is None else keys_from)
-    head = bytes([0xC1 | (0x10 if version == V2 else 0)]) + version.to_bytes(4, "big")
+    first_byte = (0x81 if greased else 0xC1) | (0x10 if version == V2 else 0)
+    head = bytes([first_byte]) + version.to_bytes(4, "big")
     head += bytes([len(dcid)]) + dcid + bytes([len(scid)]) + scid + varint(len(token)) + token
     frames += bytes(max(0, size - len(head) - 4 - 16 - len(frames)))
     head += (0x4000 | (2 + len(frames) + 16)).to_bytes(2, "big")

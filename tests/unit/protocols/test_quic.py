@@ -96,6 +96,26 @@ def test_another_connection_on_the_flow_is_not_mixed_with_the_first() -> None:
     assert reading.name.value == "other.example"
 
 
+@pytest.mark.parametrize("version", [V1, V2])
+def test_a_client_may_leave_the_quic_bit_out(version: int) -> None:
+    own = initials.initial(initials.crypto(0, HELLO[:1000]), version=version)
+    rest = initials.initial(initials.crypto(1000, HELLO[1000:]), version=version, number=1, greased=True)
+    reading = read(own, rest)
+    assert reading is not None
+    assert reading.name.value == "quic.example"
+    assert client_initial(rest)
+    assembler = InitialAssembler()
+    assembler.feed(own)
+    assembler.feed(rest)
+    assert assembler.continues(rest)
+    hello = initials.crypto(0, build.handshake("other.example"))
+    another = initials.initial(hello, version=version, dcid=b"another1", greased=True)
+    assert not assembler.continues(another)
+    reading = read(another)
+    assert reading is not None
+    assert reading.name.value == "other.example"
+
+
 def test_packet_numbers_are_counted_on_past_their_truncation() -> None:
     first = initials.initial(initials.crypto(0, HELLO[:900]), number=0xFFF0)
     second = initials.initial(initials.crypto(900, HELLO[900:]), number=0x10003)
