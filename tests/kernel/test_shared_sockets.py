@@ -41,6 +41,7 @@ RAW = "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)"
 DISCONNECT = "import ctypes; libc = ctypes.CDLL(None)"
 """For connect() to nobody (AF_UNSPEC), which Python's sockets cannot say."""
 AGAIN = (
+    "import select\n"
     "def again(work):\n"
     "    while True:\n"
     "        try:\n"
@@ -50,7 +51,7 @@ AGAIN = (
     "                raise"
 )
 """The engine ends what it refuses: a datagram socket hears of it once, whenever that is, and is as good as new."""
-STEPS = 30
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,8 @@ class Datagrams:
     def _stops(self, sender: Agent, how: str, receiver: Agent, port: int) -> None:
         before = stopped(self.host)
         sender.do(how % self._data())
-        awaited(lambda: stopped(self.host) > before, self.host.engine.status)
+        look = f"bool(select.select([u{port}], [], [], 0)[0])"
+        awaited(lambda: stopped(self.host) > before or receiver.do(look), self.host.engine.status)
         with pytest.raises(BlockingIOError):
             receiver.do(f"u{port}.setblocking(False); again(lambda: u{port}.recv(64))")
 
