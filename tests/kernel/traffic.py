@@ -164,7 +164,8 @@ class Traffic(Maker):
             sender.socket.start or 1000 if coming.transport == TCP else 0,
             self.one((0, int(FlowFlag.PAYLOAD_PASSED))), self.one((0, 0, 0, LATER, 1)), self.chance.randrange(2),
         )  # fmt: skip
-        return state, coming
+        # An answer that nobody asked for is a flow from outside too, by a key of its own.
+        return state, coming._replace(dport=IcmpKind.ANSWER_IN) if icmp and self.odds(5) else coming
 
     def _destination(self, flow: Tuple) -> tuple[DestinationKey, VerdictEntry]:
         kind = self.one(tuple(DestinationClass))
