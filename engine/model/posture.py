@@ -35,6 +35,7 @@ class Condition(str, Enum):
     PARSER_PARTIAL = "parser_partial"
     PARSER_MALFORMED = "parser_malformed"
     EVALUATOR_FAILED = "evaluator_failed"
+    IDENTITY_GONE = "identity_gone"
     DISK_FULL = "disk_full"
     FRAGMENT = "fragment"
     UNKNOWN_PROTOCOL = "unknown_protocol"
@@ -81,6 +82,12 @@ TABLE: Mapping[Condition, Line] = MappingProxyType(
             Stance.CLOSED,
             "the policy gave no usable answer: an error, a time-out, an undefined result",
             "else an input that trips a rule is allowed by it",
+        ),
+        Condition.IDENTITY_GONE: Line(
+            Stance.CLOSED,
+            "a process, its control group or the bytes of its program are gone before they are looked up, "
+            "and the verdict depends on them",
+            "else whoever sends and ends at once, or touches its own file, escapes the rules about it",
         ),
         Condition.DISK_FULL: Line(
             Stance.OPEN,

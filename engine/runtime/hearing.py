@@ -75,7 +75,7 @@ class Hearing:
         if decision is None:
             judged = await force.judge.decide(facts, stage, now=moment)
             # Asked again: the word may have been given while the policy was thinking.
-            decision = self._ordered(flow) or self.by_posture(judged, facts)
+            decision = self._ordered(flow) or self.by_posture(judged, facts, flow, force)
         return facts, decision
 
     def _ordered(self, flow: Flow) -> Decision | None:
@@ -88,17 +88,26 @@ class Hearing:
         reason = Reason("verdict set", order.reason or f"name {order.value} {order.word}")
         return Decision(Verdict(order.word), FLOW_FACTS | {"name"}, (reason,))
 
-    def by_posture(self, decision: Decision, facts: Facts) -> Decision:
-        """Return the decision, or the refusal of a posture that is closed: for what no rule speaks about, and for
-        everything while the log cannot be written."""
+    def by_posture(self, decision: Decision, facts: Facts, flow: Flow, force: Force) -> Decision:
+        """Return the decision, or the refusal of a posture that is closed: for who is gone, for what no rule speaks
+        about, and for everything while the log cannot be written."""
+        conditions: list[Condition | None] = []
+        if decision.scope & _IDENTITY:
+            gone = self._identifier.gone(flow.held.identity, facts, force.judge.reads)
+            if gone & decision.scope:
+                conditions.append(Condition.IDENTITY_GONE)
+                # Judged as unknown: whoever has these facts next may well be known.
+                decision = replace(decision, scope=decision.scope | {"process"})
         if decision.verdict is not Verdict.ALLOW:
             return decision
-        condition = self._unspoken(decision, facts)
-        if condition is None or self._posture[condition].passes:
-            # Only here does a disk that is full count: an open posture must not take the place of a closed one.
-            if self._posture[Condition.DISK_FULL].passes or not self._journal.failing:
-                return decision
-            condition = Condition.DISK_FULL
+        conditions.append(self._unspoken(decision, facts))
+        if self._journal.failing:
+            # Last: an open posture must not take the place of a closed one.
+            conditions.append(Condition.DISK_FULL)
+        closed = (condition for condition in conditions if condition and not self._posture[condition].passes)
+        condition = next(closed, None)
+        if condition is None:
+            return decision
         reason = Reason("posture", f"{condition.value} is closed: {TABLE[condition].when}")
         return replace(decision, verdict=Verdict.DENY, scope=decision.scope | FLOW_FACTS, reasons=(reason,))
 

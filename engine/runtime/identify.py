@@ -150,7 +150,7 @@ class Identifier:
         identity = held.identity
         record = self.identities.record(exe) if exe else None
         path = record.path if record else ""
-        digest = await self.identities.sha256(exe, identity.tgid) if "exe.sha256" in reads and record else ""
+        digest = await self._digest(exe, identity) if "exe.sha256" in reads and record else ""
         known = identity.tgid != 0
         dest_names, left = self._names(flow.dst) if "dest_names" in reads else ((), None)
         return Facts(
@@ -170,6 +170,31 @@ class Identifier:
             host=self._host,
             dest_names_left=left,
         )
+
+    async def _digest(self, exe: int, identity: Identity) -> str:
+        def runs() -> bool:
+            return self._stamp(identity.tgid) == identity.exec_stamp
+
+        return await self.identities.sha256(exe, identity.tgid, runs=runs)
+
+    @staticmethod
+    def gone(identity: Identity, facts: Facts, reads: frozenset[str]) -> frozenset[str]:
+        """Return which facts about a process that the kernel named could not be looked up: it has ended, its control
+        group is gone, or its file cannot be read. What never was there is not gone: nobody was named, or a thread of
+        the kernel, which has no executable. `reads`: as for `facts`."""
+        if not identity.tgid:
+            return frozenset()
+        found = set()
+        if identity.cgroup and not facts.cgroup.path:
+            found.add("cgroup")
+        if "process" in reads and not facts.process.pid:
+            found.add("process")
+        if not facts.exe.path:
+            if not procfs.is_kernel_thread("/proc", identity.tgid):
+                found.add("exe")
+        elif "exe.sha256" in reads and not facts.exe.sha256:
+            found.add("exe")
+        return frozenset(found)
 
     def _user(self, uid: int, reads: frozenset[str]) -> User:
         return self._users.lookup(uid) if "user" in reads else User(uid)

@@ -54,7 +54,7 @@ class Identities:
         self._records: dict[ExeRecord, ExeRecord] = {}
         self._by_id: dict[int, ExeRecord] = {}
         self._hashes: dict[int, str] = {}
-        self._hashing: dict[int, asyncio.Task[str]] = {}
+        self._hashing: dict[tuple[int, int], asyncio.Task[str]] = {}
 
     @property
     def last_id(self) -> int:
@@ -111,27 +111,42 @@ class Identities:
             self._touch(record)
         return record
 
-    async def sha256(self, exe_id: int, pid: int = 0) -> str:
+    async def sha256(self, exe_id: int, pid: int = 0, *, runs: Callable[[], bool] | None = None) -> str:
         """Return the SHA-256 of the file in hex, empty when it cannot be had.
 
         Read through /proc/PID/exe while that process lives, else by path; either way only from the very
         inode of the record, unchanged before and after. Computed once, in a thread.
+
+        A program may touch its own file before it is asked about (chmod, a link more, no name left), and so may
+        an upgrade: the times of the record are then gone. What runs cannot be written to all the same
+        (ETXTBSY), so the inode still has the bytes that were executed while `runs` says, after they were read,
+        that the process is the one that the kernel named.
         """
         record = self.record(exe_id)
         if record is None:
             return ""
-        if exe_id not in self._hashes:
-            task = self._hashing.get(exe_id)
-            if task is None:
-                task = asyncio.ensure_future(asyncio.to_thread(_digest, record, f"{self._proc}/{pid}/exe"))
-                self._hashing[exe_id] = task
-                task.add_done_callback(lambda _: self._hashing.pop(exe_id, None))
-            # Shielded: one flow that gives up waiting must not take the answer from the others.
-            digest = await asyncio.shield(task)
-            if not digest or exe_id not in self._by_id:
-                return digest
+        known = self._hashes.get(exe_id)
+        if known is not None:
+            return known
+        link = f"{self._proc}/{pid}/exe"
+        digest = await self._hashed((exe_id, 0), _digest, record, link)
+        if not digest and runs is not None:
+            digest = await self._hashed((exe_id, pid), _digest_of_running, record, link)
+            digest = digest if runs() else ""
+        if digest and exe_id in self._by_id:
             self._hashes[exe_id] = digest
-        return self._hashes[exe_id]
+        return digest
+
+    async def _hashed(
+        self, key: tuple[int, int], digest: Callable[[ExeRecord, str], str], record: ExeRecord, link: str
+    ) -> str:
+        task = self._hashing.get(key)
+        if task is None:
+            task = asyncio.ensure_future(asyncio.to_thread(digest, record, link))
+            self._hashing[key] = task
+            task.add_done_callback(lambda _: self._hashing.pop(key, None))
+        # Shielded: one flow that gives up waiting must not take the answer from the others.
+        return await asyncio.shield(task)
 
     def _intern(self, image: Image) -> ExeRecord | None:
         wanted = ExeRecord(self._last + 1, image.path, image.dev, image.inode, image.mtime_ns, image.ctime_ns)
@@ -157,19 +172,24 @@ class Identities:
 
 def _digest(record: ExeRecord, link: str) -> str:
     for path in (link, record.path):
-        digest = _digest_of(record, path)
+        digest = _digest_of(path, lambda status: _same(record, status))
         if digest:
             return digest
     return ""
 
 
-def _digest_of(record: ExeRecord, path: str) -> str:
+def _digest_of_running(record: ExeRecord, link: str) -> str:
+    return _digest_of(link, lambda status: (status.st_dev, status.st_ino) == (record.dev, record.inode))
+
+
+def _digest_of(path: str, wanted: Callable[[os.stat_result], bool]) -> str:
     try:
         # First without opening it for real: the path may name anything by now, and opening a pipe would
         # wait, and opening a device act.
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            if not _same(record, os.fstat(place)):
+            before = os.fstat(place)
+            if not stat.S_ISREG(before.st_mode) or not wanted(before):
                 return ""
             file = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -178,17 +198,16 @@ def _digest_of(record: ExeRecord, path: str) -> str:
             digest = hashlib.sha256()
             while chunk := os.read(file, _CHUNK):
                 digest.update(chunk)
-            return digest.hexdigest() if _same(record, os.fstat(file)) else ""
+            return digest.hexdigest() if _state(os.fstat(file)) == _state(before) else ""
         finally:
             os.close(file)
     except (OSError, ValueError):  # ValueError: a path with a NUL cannot be opened
         return ""
 
 
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _same(record: ExeRecord, status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and (
-        status.st_dev,
-        status.st_ino,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    ) == (record.dev, record.inode, record.mtime_ns, record.ctime_ns)
+    return _state(status) == (record.dev, record.inode, record.mtime_ns, record.ctime_ns)

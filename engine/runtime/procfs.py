@@ -17,6 +17,7 @@ MOST_PARENTS = 8
 MOST_ARGS = 64
 MOST_ARG_BYTES = 256
 _DELETED = b" (deleted)"
+_PF_KTHREAD = 0x00200000
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Stat:
-    """The fields of proc_pid_stat(5) that are used here: 2, 4, 27 and 28."""
+    """The fields of proc_pid_stat(5) that are used here: 2, 4, 9, 27 and 28."""
 
     comm: str
     ppid: int
+    flags: int
     endcode: int
     startstack: int
 
@@ -75,7 +77,7 @@ def parse_stat(data: bytes) -> Stat | None:
     if not closing or not opening or len(fields) < 26:
         return None
     try:
-        return Stat(text(comm), int(fields[1]), int(fields[24]), int(fields[25]))
+        return Stat(text(comm), int(fields[1]), int(fields[6]), int(fields[24]), int(fields[25]))
     except ValueError:
         return None
 
@@ -83,6 +85,12 @@ def parse_stat(data: bytes) -> Stat | None:
 def stat(folder: str) -> Stat | None:
     data = _read(f"{folder}/stat", 4096)
     return None if data is None else parse_stat(data)
+
+
+def is_kernel_thread(proc: str, pid: int) -> bool:
+    """Say whether this is a thread of the kernel (an NFS mount's, say): it never had an executable."""
+    status = stat(f"{proc}/{pid}")
+    return status is not None and bool(status.flags & _PF_KTHREAD)
 
 
 def comm(proc: str, pid: int) -> str:

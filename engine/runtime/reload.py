@@ -111,12 +111,12 @@ class Switch:
             flow.facts = await hearing.facts(flow, opening, None, force, moment)
             judged = await force.judge.decide(flow.facts, Stage.CONNECT, now=moment)
             if judged.verdict is not Verdict.UNDECIDED:
-                return Stage.CONNECT, judged
+                return Stage.CONNECT, hearing.by_posture(judged, flow.facts, flow, force)
         event = Event.DATAGRAM if transport == packets.UDP else Event.PAYLOAD if flow.name else Event.LATE
         name = flow.name or Name("", NameState.UNSEEN)
         flow.facts = await hearing.facts(flow, event, name, force, moment)
         judged = await force.judge.decide(flow.facts, Stage.PAYLOAD, now=moment)
-        return Stage.PAYLOAD, hearing.by_posture(judged, flow.facts)
+        return Stage.PAYLOAD, hearing.by_posture(judged, flow.facts, flow, force)
 
     def _retire(self, old: Force) -> None:
         old.withdraw()

@@ -275,6 +275,50 @@ def test_the_hash_is_of_the_recorded_file_or_there_is_none(tmp_path: Path, proc:
     asyncio.run(main())
 
 
+TOUCHES: dict[str, Callable[[Path], object]] = {
+    "mode": lambda file: file.chmod(0o700),
+    "times": lambda file: os.utime(file, ns=(1, 1)),
+    "a link more": lambda file: os.link(file, file.with_name("more")),
+    "another name": lambda file: file.rename(file.with_name("more")),
+    "no name": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("how", TOUCHES)
+def test_a_program_that_touches_its_file_keeps_its_digest(
+    tmp_path: Path, sleeper: Callable[[Path], subprocess.Popen[bytes]], how: str
+) -> None:
+    file = cat(tmp_path, "tool")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    child = sleeper(file)
+    identities = Identities()
+    record = resolve(identities, child.pid)
+    TOUCHES[how](file)
+    assert asyncio.run(identities.sha256(record.id, child.pid, runs=lambda: False)) == ""
+    assert asyncio.run(identities.sha256(record.id, child.pid, runs=lambda: True)) == digest
+    # Kept: whatever becomes of the process, that is what was executed.
+    assert asyncio.run(identities.sha256(record.id)) == digest
+
+
+def test_another_file_is_not_hashed_for_a_running_program(tmp_path: Path, proc: FakeProc) -> None:
+    file = program(tmp_path, "tool")
+    proc.add(7, file)
+    identities = Identities(proc=str(proc.folder))
+    record = resolve(identities, 7)
+    file.rename(tmp_path / "old")
+    program(tmp_path, "tool", b"allowed")
+    assert asyncio.run(identities.sha256(record.id, 7, runs=lambda: True)) == ""
+
+
+def test_a_thread_of_the_kernel_is_told_by_its_flags(tmp_path: Path, proc: FakeProc) -> None:
+    proc.add(7, None)
+    assert not procfs.is_kernel_thread(str(proc.folder), 7)
+    stat = proc.folder / "7" / "stat"
+    stat.write_text(stat.read_text().replace(" 4194304 ", f" {0x00208040} "))
+    assert procfs.is_kernel_thread(str(proc.folder), 7)
+    assert not procfs.is_kernel_thread(str(proc.folder), 8)
+
+
 def test_hashing_does_not_open_what_stands_at_the_path_now(tmp_path: Path, proc: FakeProc) -> None:
     file = program(tmp_path, "tool")
     proc.add(7, file)
