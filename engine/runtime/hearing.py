@@ -64,6 +64,9 @@ class Hearing:
             hello=flow.read_hello() if "hello" in reads else None, http=flow.http, began=flow.began, reads=reads,
         )  # fmt: skip
         flow.began = flow.began or facts.dest_names
+        if flow.facts is not None and flow.facts.process.comm and not facts.process.pid:
+            # Known when it began: who opened a connection may have handed it on and ended since.
+            facts = replace(facts, process=flow.facts.process)
         return facts
 
     async def decide(self, flow: Flow, stage: Stage, event: Event, force: Force) -> tuple[Facts, Decision]:

@@ -166,16 +166,24 @@ class Identifier:
             hello=hello or Hello(),
             http=http or Http(),
             source=Source(net.text_of(flow.src), flow.sport, self._interfaces.get(held.ifindex, "")),
-            process=_process(identity.tgid, reads) if known else ProcessFacts(),
+            process=self._process(identity, reads) if known else ProcessFacts(),
             host=self._host,
             dest_names_left=left,
         )
 
     async def _digest(self, exe: int, identity: Identity) -> str:
-        def runs() -> bool:
-            return self._stamp(identity.tgid) == identity.exec_stamp
+        return await self.identities.sha256(exe, identity.tgid, runs=lambda: self._runs(identity))
 
-        return await self.identities.sha256(exe, identity.tgid, runs=runs)
+    def _process(self, identity: Identity, reads: frozenset[str]) -> ProcessFacts:
+        if "process" not in reads:
+            return ProcessFacts(identity.tgid)
+        found = procfs.process("/proc", identity.tgid)
+        # Else they are those of what it executed since, or of another process with its number.
+        return found if self._runs(identity) else ProcessFacts()
+
+    def _runs(self, identity: Identity) -> bool:
+        """Is the process still there that the kernel named, with the image that it had?"""
+        return self._stamp(identity.tgid) == identity.exec_stamp
 
     @staticmethod
     def gone(identity: Identity, facts: Facts, reads: frozenset[str]) -> frozenset[str]:
@@ -252,10 +260,6 @@ class Identifier:
             found = Dest(str(address), port, transport_of(transport), net.locality(address))
             self._dests[key] = found
         return found
-
-
-def _process(tgid: int, reads: frozenset[str]) -> ProcessFacts:
-    return procfs.process("/proc", tgid) if "process" in reads else ProcessFacts(tgid)
 
 
 def direction_of(flags: int) -> Direction:

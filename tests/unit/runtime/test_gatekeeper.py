@@ -869,7 +869,7 @@ def test_two_programs_that_share_a_datagram_socket_do_not_share_its_verdict(tmp_
         return Answer(("not you",)) if path.endswith("program2") else Answer()
 
     async def scene() -> None:
-        rule = Rule("programs", "", frozenset({"exe", "process"}), "", effects=frozenset({Verdict.DENY}))
+        rule = Rule("programs", "", frozenset({"exe", "source"}), "", effects=frozenset({Verdict.DENY}))
         rig = Rig(tmp_path, say, rules=[rule])
         first, second = rig.client(tgid=1001), rig.client(tgid=1002)
         second.socket.cookie = first.socket.cookie

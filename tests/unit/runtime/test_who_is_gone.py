@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.abi.records import Process
 from engine.config import Mode
 from engine.model.decision import Decision, Verdict
 from engine.model.facts import Cgroup
@@ -15,7 +17,9 @@ from engine.model.posture import Condition, Posture, Stance
 from engine.policy.evaluator import Answer
 from engine.policy.rule import Rule
 from engine.runtime import procfs
+from engine.runtime.identity import ExeRecord
 from engine.runtime.reload import Switch
+from tests.support.egress import Outcome
 from tests.support.rig import Client, Rig, Spoken, run
 
 NOBODY = 1 << 23
@@ -108,6 +112,36 @@ def test_a_program_without_a_digest_is_not_taken_for_one_with_another(
 
     monkeypatch.setattr(rig.people, "sha256", sha256)
     assert judged(rig, rig.client(tgid=NOBODY)).verdict is (Verdict.ALLOW if digest else Verdict.DENY)
+
+
+@pytest.mark.parametrize("stamp", [77, 78])
+def test_a_process_is_described_as_what_it_was_when_it_sent(tmp_path: Path, stamp: int) -> None:
+    """Under another stamp it has executed something else since, or its number is another process's."""
+    rig = Rig(tmp_path, rules=[about("process")])
+    me = os.getpid()
+    rig.paths[me] = "/usr/bin/known"
+    client = rig.client(tgid=me)
+    rig.gate.put_process(me, Process(stamp, 0))
+    client.socket.identity = client.socket.identity._replace(exe=1)
+    rig.people.restore([ExeRecord(1, "/usr/bin/known", 1, 1, 1, 1)])
+    assert judged(rig, client).verdict is (Verdict.ALLOW if stamp == 77 else Verdict.DENY)
+
+
+def test_who_handed_a_connection_on_and_ended_is_who_it_began_with(tmp_path: Path) -> None:
+    async def scene() -> None:
+        rig = Rig(tmp_path, rules=[about("process")])
+        me = os.getpid()
+        rig.paths[me] = "/usr/bin/known"
+        client = rig.client(tgid=me)
+        client.send(client.syn())
+        await rig.settle()
+        rig.gate.remove_process(me)
+        force = rig.force(2, Spoken(lambda _: Answer()))
+        await Switch(rig.gate, rig.gatekeeper, rig.identifier, rig.sources, Mode.ENFORCE).to(force)
+        assert rig.cuts == []
+        assert client.send(client.tcp(b"more")).outcome is Outcome.PASS
+
+    run(scene())
 
 
 def test_a_new_policy_ends_the_connections_of_who_is_gone(tmp_path: Path) -> None:
