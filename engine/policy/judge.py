@@ -32,7 +32,8 @@ _ROUSED = 16
 _NUMBER_BITS = 48
 """Of a number that is never given twice: a million new facts a second for eight years."""
 UNSETTLED = 5.0
-"""Seconds for which datagrams stay refused on account of names that the next answer may add to."""
+"""Seconds for which datagrams stay refused on account of what may be known soon: names that the next answer may add to,
+a program that has not been looked up."""
 
 
 class Judge:

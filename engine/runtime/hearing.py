@@ -10,6 +10,7 @@ from engine.abi.numbers import FlowFlag
 from engine.model.decision import Decision, Reason, Stage, Verdict
 from engine.model.facts import FLOW_FACTS, Event, Facts, Name, NameState, Transport
 from engine.model.posture import TABLE, Condition, Posture
+from engine.policy.judge import UNSETTLED
 from engine.runtime.flows import Flow
 from engine.runtime.force import Force
 from engine.runtime.identify import Identifier
@@ -99,8 +100,12 @@ class Hearing:
             gone = self._identifier.gone(flow.held.identity, facts, force.judge.reads)
             if gone & decision.scope:
                 conditions.append(Condition.IDENTITY_GONE)
-                # Judged as unknown: whoever has these facts next may well be known.
-                decision = replace(decision, scope=decision.scope | {"process"})
+                # Judged as unknown: whoever has these facts next may well be known, as may the next one to send on a
+                # socket of datagrams that several share.
+                ttl = decision.ttl
+                if facts.dest.transport is not Transport.TCP:
+                    ttl = UNSETTLED if ttl is None else min(ttl, UNSETTLED)
+                decision = replace(decision, scope=decision.scope | {"process"}, ttl=ttl)
         if decision.verdict is not Verdict.ALLOW:
             return decision
         conditions.append(self._unspoken(decision, facts))

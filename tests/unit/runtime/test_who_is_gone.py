@@ -15,6 +15,7 @@ from engine.model.decision import Decision, Verdict
 from engine.model.facts import Cgroup
 from engine.model.posture import Condition, Posture, Stance
 from engine.policy.evaluator import Answer
+from engine.policy.judge import UNSETTLED
 from engine.policy.rule import Rule
 from engine.runtime import procfs
 from engine.runtime.identity import ExeRecord
@@ -82,6 +83,25 @@ def test_a_refusal_of_who_is_gone_is_that_flows_alone(tmp_path: Path) -> None:
     rig.paths[NOBODY] = "/usr/bin/known"
     assert judged(rig, rig.client(tgid=NOBODY)).verdict is Verdict.DENY
     assert rig.gate.connect_entries() == []
+
+
+def test_who_sends_next_on_a_shared_socket_is_not_refused_for_who_is_gone(tmp_path: Path) -> None:
+    """Neither has been looked up when its datagram is held, so the gate takes both for one."""
+
+    async def scene() -> None:
+        rig = Rig(tmp_path, rules=[about("exe", "exe.path")])
+        gone, alive = absent(rig, "exe"), rig.client()
+        alive.socket.cookie = gone.socket.cookie
+        gone.send(gone.udp(b"x"))
+        await rig.settle()
+        assert alive.send(alive.udp(b"y")).outcome is Outcome.DROP
+        later = rig.gate.clock() + int((UNSETTLED + 1) * 1e9)
+        rig.gate.clock = lambda: later
+        assert alive.send(alive.udp(b"y")).outcome is Outcome.HOLD
+        await rig.settle()
+        assert alive.sent == [alive.udp(b"y")]
+
+    run(scene())
 
 
 def test_what_does_not_depend_on_who_is_gone_is_decided_without(tmp_path: Path) -> None:
