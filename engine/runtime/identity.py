@@ -9,6 +9,8 @@ cannot set the ctime.
 from __future__ import annotations
 
 import asyncio
+import errno
+import functools
 import hashlib
 import os
 import stat
@@ -118,9 +120,9 @@ class Identities:
         inode of the record, unchanged before and after. Computed once, in a thread.
 
         A program may touch its own file before it is asked about (chmod, a link more, no name left), and so may
-        an upgrade: the times of the record are then gone. What runs cannot be written to all the same
-        (ETXTBSY), so the inode still has the bytes that were executed while `runs` says, after they were read,
-        that the process is the one that the kernel named.
+        an upgrade: the times of the record are then gone. Where the kernel lets nobody write to what runs, the
+        inode still has the bytes that were executed, while `runs` says, after they were read, that the process
+        is the one that the kernel named.
         """
         record = self.record(exe_id)
         if record is None:
@@ -130,7 +132,7 @@ class Identities:
             return known
         link = f"{self._proc}/{pid}/exe"
         digest = await self._hashed((exe_id, 0), _digest, record, link)
-        if not digest and runs is not None:
+        if not digest and runs is not None and is_protected_while_it_runs():
             digest = await self._hashed((exe_id, pid), _digest_of_running, record, link)
             digest = digest if runs() else ""
         if digest and exe_id in self._by_id:
@@ -168,6 +170,17 @@ class Identities:
     def _touch(self, record: ExeRecord) -> None:
         del self._records[record]
         self._records[record] = record
+
+
+@functools.cache
+def is_protected_while_it_runs() -> bool:
+    """Say whether this kernel refuses to write into the file of a running program. Linux 6.11 gave that up (commit
+    2a010c412853), for some releases."""
+    try:
+        os.close(os.open("/proc/self/exe", os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.ETXTBSY
+    return False
 
 
 def _digest(record: ExeRecord, link: str) -> str:

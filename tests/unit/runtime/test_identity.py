@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.facts import Process
-from engine.runtime import procfs
+from engine.runtime import identity, procfs
 from engine.runtime.identity import LAST_ID, ExeRecord, Identities
 
 STAT = "{pid} ({comm}) S {ppid} 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 100 0 0 0 {start} {end} {stack} 0 0 0 0\n"
@@ -286,8 +287,9 @@ TOUCHES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("how", TOUCHES)
 def test_a_program_that_touches_its_file_keeps_its_digest(
-    tmp_path: Path, sleeper: Callable[[Path], subprocess.Popen[bytes]], how: str
+    tmp_path: Path, sleeper: Callable[[Path], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    monkeypatch.setattr(identity, "is_protected_while_it_runs", lambda: True)
     file = cat(tmp_path, "tool")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     child = sleeper(file)
@@ -298,6 +300,34 @@ def test_a_program_that_touches_its_file_keeps_its_digest(
     assert asyncio.run(identities.sha256(record.id, child.pid, runs=lambda: True)) == digest
     # Kept: whatever becomes of the process, that is what was executed.
     assert asyncio.run(identities.sha256(record.id)) == digest
+
+
+def test_a_touched_file_has_no_digest_where_it_can_be_written_to_while_it_runs(
+    tmp_path: Path, sleeper: Callable[[Path], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cat(tmp_path, "tool")
+    child = sleeper(file)
+    identities = Identities()
+    record = resolve(identities, child.pid)
+    file.chmod(0o700)
+    monkeypatch.setattr(identity, "is_protected_while_it_runs", lambda: False)
+    assert asyncio.run(identities.sha256(record.id, child.pid, runs=lambda: True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "protected"), [(errno.ETXTBSY, True), (errno.EROFS, False), (errno.EACCES, False), (0, False)]
+)
+def test_a_kernel_protects_what_runs_only_if_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, answer: int, *, protected: bool
+) -> None:
+    def opened(path: str, flags: int) -> int:
+        assert (path, flags & os.O_ACCMODE) == ("/proc/self/exe", os.O_WRONLY)
+        if answer:
+            raise OSError(answer, "")
+        return os.dup(0)
+
+    monkeypatch.setattr(os, "open", opened)
+    assert identity.is_protected_while_it_runs.__wrapped__() is protected
 
 
 def test_another_file_is_not_hashed_for_a_running_program(tmp_path: Path, proc: FakeProc) -> None:
