@@ -51,6 +51,10 @@ struct scratch {
 	__u32 is_dns;
 	__u32 pad;
 	__u32 outside; /* the socket was accepted */
+	__u32 plain;   /* the packet is of the flow that the socket's verdict is about: no header needs to be read for it */
+	__u32 answer;  /* it leaves in a flow that was opened from outside */
+	__u32 stale;   /* a person has said something since the socket's verdict */
+	__u32 pad2;
 	__u32 kind;    /* of the interface: enum interface_kind */
 	struct verdict_entry entry;   /* to apply: a copy, so that every way to apply() looks alike to the verifier */
 	struct verdict_entry known;   /* the flow's own */
@@ -337,6 +341,7 @@ static inline __attribute__((always_inline)) void remember_inbound(struct scratc
 	}
 	flow->generation = s->generation;
 	flow->start = s->start;
+	flow->judged = s->start;
 	flow->verdict = verdict;
 	flow->flags = flags;
 	flow->opened_by = OPENED_OUTSIDE;
@@ -355,11 +360,15 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 	int passes = entry->verdict == VERDICT_ALLOW || entry->verdict == VERDICT_IGNORE;
 
 	if (s->inbound) {
-		remember_inbound(s, entry->verdict, passes || s->observe ? FLOW_PAYLOAD_PASSED : 0);
+		/* A refused datagram is no flow: the next one meets the same verdict, and strangers must not push the flows of
+		 * others out of the table. */
+		if (passes || s->observe || s->tcp)
+			remember_inbound(s, entry->verdict, passes || s->observe ? FLOW_PAYLOAD_PASSED : 0);
 	} else if (state && s->packet.tuple.transport == PROTO_TCP) {
 		state->verdict = entry->verdict;
 		state->verdict_id = entry->id;
 		state->generation = r->s->generation;
+		state->orders = r->config->orders;
 		state->expires = entry->expires;
 		state->origin = origin;
 		state->flags &= ~FLOW_HOLDING;
@@ -466,8 +475,8 @@ static inline __attribute__((always_inline)) int to_posture(struct run *r, __u32
 static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 {
 	struct scratch *s = r->s;
-	struct held *held_by = &s->held;
-	__u32 at = 0;
+	struct held *held_by = &s->held, *waiting;
+	__u32 at = 0, who;
 	__u64 *taken, *redirected, *beat, now = bpf_ktime_get_ns();
 
 	beat = heartbeat.lookup(&at);
@@ -480,7 +489,15 @@ static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 	if (!redirected || !taken || (__s64)(*redirected - *taken) >= r->config->hold_limit)
 		return to_posture(r, POSTURE_HOLD_FULL, COUNT_DROPPED_HOLD_FULL);
 
+	/* A frame on hold is known by its addresses and ports. Two sockets can have the same (SO_REUSEPORT, raw sockets,
+	 * ICMP), and one socket two programs: the second must not be judged as the first, nor the first as the second. */
+	waiting = held.lookup(&s->packet.tuple);
+	who = r->state && !s->inbound ? r->state->identity.tgid : 0;
+	if (waiting && waiting->number >= *taken &&
+	    (waiting->cookie != s->flow.cookie || waiting->identity.tgid != who))
+		return to_posture(r, POSTURE_HOLD_FULL, COUNT_DROPPED_HOLD_FULL);
 	__builtin_memset(held_by, 0, sizeof(*held_by));
+	held_by->number = *redirected;
 	held_by->cookie = s->flow.cookie;
 	held_by->time = now;
 	held_by->ifindex = r->skb->ifindex;
@@ -488,6 +505,7 @@ static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 	held_by->part = s->flow.part;
 	held_by->stage = r->s->stage;
 	held_by->hook = hook;
+	held_by->answer = s->answer;
 	if (s->inbound) {
 		held_by->flags = FLOW_INBOUND | FLOW_NO_STORAGE | s->inbound_flow.flags;
 		held_by->verdict_id = s->before;
@@ -508,8 +526,12 @@ static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 		return to_posture(r, POSTURE_MAP_FULL, COUNT_DROPPED_MAP_FULL);
 	__sync_fetch_and_add(redirected, 1);
 	count(r->s->why);
+	/* By this gate_hold() tells what comes from here. */
+	at = r->skb->mark;
+	r->skb->mark = r->config->release_mark;
 	if (r->s->observe) {
 		bpf_clone_redirect(r->skb, r->config->hold_ifindex, 0);
+		r->skb->mark = at;
 		return OUTCOME_PASS;
 	}
 	return OUTCOME_HOLD;
@@ -604,7 +626,7 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
 }
 
-/* A QUIC long header (RFC 8999 5.1, with the fixed bit of RFC 9000 17.2): a new connection may begin on a flow that has a
+/* A QUIC long header (RFC 8999 5.1; the bit beside it may be greased, RFC 9287): a new connection may begin on a flow that has a
  * verdict by name already. Whatever its version, which the engine knows more of, and its type: an Initial may stand
  * behind a 0-RTT or a handshake packet in the same datagram (RFC 9000 12.2), and each datagram of a super-packet
  * (UDP_SEGMENT) is one of its own. One with an Initial has 1,200 bytes or more, or its server discards it (14.1). */
@@ -630,7 +652,7 @@ static inline __attribute__((always_inline)) int quic_long_header(struct run *r)
 			break;
 		if (bpf_skb_load_bytes(r->skb, at, &first, 1))
 			break;
-		if ((first & 0xc0) == 0xc0)
+		if (first & 0x80)
 			return 1;
 		s->at = at + step;
 	}
@@ -646,6 +668,7 @@ static inline __attribute__((always_inline)) int released(struct __sk_buff *skb)
 	return OUTCOME_PASS;
 }
 
+#define SOCKET_TIME_WAIT 6
 #define SOCKET_LISTEN 10
 #define SOCKET_NEW_SYN_RECV 12
 
@@ -750,7 +773,8 @@ static inline __attribute__((always_inline)) void sent(struct run *r)
 		known->expires = until;
 		return;
 	}
-	if (known && known->opened_by == OPENED_OUTSIDE && !is_icmp(s))
+	if (known && known->opened_by == OPENED_OUTSIDE && !is_icmp(s) && known->verdict != VERDICT_DENY &&
+	    known->verdict != VERDICT_REJECT)
 		return;
 	__builtin_memset(&s->inbound_flow, 0, sizeof(s->inbound_flow));
 	s->inbound_flow.expires = until;
@@ -765,6 +789,7 @@ static inline __attribute__((always_inline)) int answer(struct run *r, struct in
 	struct scratch *s = r->s;
 
 	s->inbound = 1;
+	s->answer = 1;
 	s->before = 0;
 	s->start = 0;
 	s->inbound_flow.flags = FLOW_PAYLOAD_PASSED;
@@ -778,6 +803,7 @@ static inline __attribute__((always_inline)) int answer(struct run *r, struct in
 				if (r->state && s->tcp) {
 					r->state->verdict = VERDICT_ALLOW;
 					r->state->generation = s->generation;
+					r->state->orders = r->config->orders;
 					r->state->expires = known->expires;
 				}
 				return OUTCOME_PASS;
@@ -797,6 +823,93 @@ static inline __attribute__((always_inline)) int answer(struct run *r, struct in
 	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_LATE);
 }
 
+/* A TCP packet without any option of its network header, to the peer that the socket's verdict is about. */
+static inline __attribute__((always_inline)) int is_plain(struct __sk_buff *skb, const struct socket_state *state)
+{
+	const __u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *ports;
+	const __u32 *peer = (const __u32 *)state->peer, *to;
+
+	if (data + 14 + 20 + 4 > end || !state->peer_port)
+		return 0;
+	if (data[12] == 0x08 && data[13] == 0x00) {
+		if (data[14] != 0x45 || data[14 + 9] != PROTO_TCP || (data[14 + 6] & 0x3f) || data[14 + 7])
+			return 0;
+		to = (const __u32 *)(data + 14 + 16);
+		if (peer[0] || peer[1] || peer[2] != __builtin_bswap32(0x0000ffff) || peer[3] != to[0])
+			return 0;
+		ports = data + 14 + 20;
+	} else if (data[12] == 0x86 && data[13] == 0xdd) {
+		if (data + 14 + 40 + 4 > end || (data[14] & 0xf0) != 0x60 || data[14 + 6] != PROTO_TCP)
+			return 0;
+		to = (const __u32 *)(data + 14 + 24);
+		if (peer[0] != to[0] || peer[1] != to[1] || peer[2] != to[2] || peer[3] != to[3])
+			return 0;
+		ports = data + 14 + 40;
+	} else {
+		return 0;
+	}
+	return ((__u16)ports[2] << 8 | ports[3]) == state->peer_port &&
+	       (!state->local_port || ((__u16)ports[0] << 8 | ports[1]) == state->local_port);
+}
+
+/* What socket storage says of a packet of its flow. OUTCOME_APPLY: nothing; with *stale: what a person said comes first. */
+static inline __attribute__((always_inline)) int by_socket(struct run *r, __u32 gen, __u32 *undecided, __u32 *stale)
+{
+	struct socket_state *state = r->state;
+
+	if ((state->flags & FLOW_INBOUND) && !(r->config->present & PRESENT_INBOUND))
+		return OUTCOME_PASS;
+	if (stale && state->orders != r->config->orders) {
+		*stale = 1;
+		return OUTCOME_APPLY;
+	}
+	if (state->generation != gen || (state->expires && bpf_ktime_get_ns() >= state->expires))
+		return OUTCOME_APPLY;
+	if (state->verdict == VERDICT_ALLOW || state->verdict == VERDICT_IGNORE)
+		return OUTCOME_PASS;
+	if (state->verdict == VERDICT_UNDECIDED) {
+		*undecided = 1;
+		return OUTCOME_APPLY;
+	}
+	if (!state->verdict)
+		return OUTCOME_APPLY;
+	if (r->config->mode == MODE_OBSERVE || (state->flags & FLOW_OBSERVE)) {
+		count(COUNT_WOULD_DROP);
+		return OUTCOME_PASS;
+	}
+	count(COUNT_DROPPED_FLOW);
+	return OUTCOME_DROP;
+}
+
+/* The first packet of a connection says whom its socket's storage is about. One that is for somebody else has none. */
+static inline __attribute__((always_inline)) void recognise(struct run *r)
+{
+	struct socket_state *state = r->state;
+	struct scratch *s = r->s;
+	struct packet *p = &s->packet;
+	const __u64 *peer = (const __u64 *)state->peer, *to = (const __u64 *)p->tuple.dst;
+	__u32 opening = (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK), undecided = 0, stale = 0;
+
+	if (state->peer_port == p->tuple.dport && peer[0] == to[0] && peer[1] == to[1] &&
+	    (!state->local_port || state->local_port == p->tuple.sport)) {
+		s->decided = by_socket(r, s->generation, &undecided, &stale);
+		s->undecided = undecided;
+		s->stale = stale;
+		if (state->flags & FLOW_OBSERVE)
+			s->observe = 1;
+	} else if (opening || !state->peer_port) {
+		state->peer_port = p->tuple.dport;
+		state->local_port = p->tuple.sport;
+		__builtin_memcpy(state->peer, p->tuple.dst, 16);
+		state->verdict = VERDICT_NONE;
+		state->generation = 0;
+		if (opening)
+			state->flags &= ~FLOW_INBOUND;
+	} else {
+		r->state = 0;
+	}
+}
+
 static inline __attribute__((always_inline)) int judge(struct run *r, struct __sk_buff *skb)
 {
 	__u32 zero = 0, *number;
@@ -806,7 +919,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	struct scratch *s;
 	struct plan *plan;
 	struct packet *p;
-	__u32 gen, observe, undecided = 0, dns = 0, decided = OUTCOME_APPLY, opened_outside = 0;
+	__u32 gen, observe, undecided = 0, dns = 0, decided = OUTCOME_APPLY, plain = 0, forwarded = 0, stale = 0;
 
 	r->config = config.lookup(&zero);
 	if (!r->config || r->config->mode == MODE_PANIC) {
@@ -832,7 +945,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 
 		if (inside && (*inside & INTERFACE_INSIDE)) {
 			count(COUNT_PASSED_FORWARDED);
-			return OUTCOME_PASS;
+			if (!(r->config->present & PRESENT_INBOUND))
+				return OUTCOME_PASS;
+			forwarded = 1;
 		}
 		/* An interface that has just appeared: nobody can have judged there what it brings. */
 		if (!inside && (r->config->present & PRESENT_INSIDE) && r->config->mode == MODE_ENFORCE &&
@@ -843,29 +958,14 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	}
 	observe = r->config->mode == MODE_OBSERVE;
 	if (r->state) {
-		struct socket_state *state = r->state;
-
-		opened_outside = state->flags & FLOW_INBOUND;
-		if (opened_outside && !(r->config->present & PRESENT_INBOUND))
-			return OUTCOME_PASS;
-		if (state->generation == gen &&
-		    (!state->expires || bpf_ktime_get_ns() < state->expires)) {
-			if (state->verdict == VERDICT_ALLOW || state->verdict == VERDICT_IGNORE)
-				decided = OUTCOME_PASS;
-			else if (state->verdict == VERDICT_UNDECIDED)
-				undecided = 1;
-			else if (state->verdict && !observe && !(state->flags & FLOW_OBSERVE)) {
-				count(COUNT_DROPPED_FLOW);
-				return OUTCOME_DROP;
-			} else if (state->verdict) {
-				count(COUNT_WOULD_DROP);
-				decided = OUTCOME_PASS;
-			}
-			if (decided == OUTCOME_PASS && !dns)
-				return OUTCOME_PASS;
+		plain = is_plain(skb, r->state);
+		if (plain) {
+			decided = by_socket(r, gen, &undecided, &stale);
+			if (decided == OUTCOME_DROP || (decided == OUTCOME_PASS && !dns))
+				return decided;
 		}
-		who = &state->identity;
-		if (state->flags & FLOW_OBSERVE)
+		/* Of a packet that is not plain it is not known yet whom it is for. */
+		if (plain && (r->state->flags & FLOW_OBSERVE))
 			observe = 1;
 	}
 
@@ -875,10 +975,12 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->generation = gen;
 	s->observe = observe;
 	s->undecided = undecided;
-	s->decided = decided;
-	s->outside = opened_outside;
+	s->decided = forwarded ? OUTCOME_PASS : decided;
+	s->plain = plain;
+	s->stale = stale;
 	s->is_allowed = 0;
 	s->inbound = 0;
+	s->answer = 0;
 	s->tcp = 0;
 	s->is_dns = 0;
 	s->stage = STAGE_CONNECT;
@@ -905,9 +1007,16 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	}
 
 	s->tcp = p->tuple.transport == PROTO_TCP;
-	s->is_dns = (r->config->present & PRESENT_DNS) && p->tuple.dport == DNS_PORT;
-	if (FORGOTTEN(s->decided) == OUTCOME_PASS)
-		return OUTCOME_PASS;
+	s->is_dns = (r->config->present & PRESENT_DNS) && p->tuple.dport == DNS_PORT && !forwarded;
+	if (r->state && s->tcp && !FORGOTTEN(s->plain))
+		recognise(r);
+	if (FORGOTTEN(s->decided) != OUTCOME_APPLY)
+		return FORGOTTEN(s->decided) == OUTCOME_PASS ? OUTCOME_PASS : OUTCOME_DROP;
+	s->outside = 0;
+	if (r->state) {
+		who = &r->state->identity;
+		s->outside = r->state->flags & FLOW_INBOUND;
+	}
 	if (s->tcp && r->state && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK)) {
 		r->state->start = p->seq + 1;
 		r->state->flags |= FLOW_STARTED;
@@ -932,8 +1041,11 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 
 		reverse(s);
 		known = inbound_flows.lookup(&s->reversed);
-		/* A question is no answer, even to an answer that nobody had asked for. */
-		if (is_icmp(s) && s->reversed.dport != ICMP_REQUEST_IN)
+		/* A question is no answer, even to an answer that nobody had asked for. Nor is there anything to answer in a
+		 * datagram that was refused: or one with a made-up source would keep this host from writing there. */
+		if (known && !s->tcp &&
+		    ((is_icmp(s) && s->reversed.dport != ICMP_REQUEST_IN) || known->verdict == VERDICT_DENY ||
+		     known->verdict == VERDICT_REJECT))
 			known = 0;
 		if (FORGOTTEN(s->outside) || (known && known->opened_by == OPENED_OUTSIDE)) {
 			plan = plan_of(s->generation);
@@ -982,6 +1094,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->is_known = standing(entry);
 	if (s->is_known)
 		__builtin_memcpy(&s->known, entry, sizeof(s->known));
+	/* What one stream carried says nothing of the next one with its ports. */
+	if (s->tcp && !r->state && s->known.by_name && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK))
+		s->is_known = 0;
 	/* A socket lives longer than a strategy: no packet is observed by the word that stood for the one before. */
 	s->observe = r->config->mode == MODE_OBSERVE;
 	if (r->state)
@@ -999,10 +1114,18 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 				r->state->flags |= FLOW_OBSERVE;
 		}
 	}
+	/* Nobody has said anything about this flow: what was decided holds. */
+	if (r->state && FORGOTTEN(s->stale)) {
+		r->state->orders = r->config->orders;
+		decided = by_socket(r, s->generation, &undecided, 0);
+		s->undecided = undecided;
+		if (decided != OUTCOME_APPLY)
+			return decided;
+	}
 	if (s->is_known) {
 		if (s->known.verdict == VERDICT_UNDECIDED)
 			s->undecided = 1;
-		else if (!(s->known.by_name && s->quic))
+		else if (!s->quic || (!s->known.by_name && !(r->config->present & PRESENT_SET_NAME)))
 			return to_apply(r, &s->known, ORIGIN_FLOW, STAGE_PAYLOAD);
 		else
 			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
@@ -1033,6 +1156,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (r->state && !s->is_allowed && !(r->state->flags & FLOW_PAYLOAD_PASSED)) {
 		r->state->verdict = VERDICT_UNDECIDED;
 		r->state->generation = s->generation;
+		r->state->orders = r->config->orders;
 		r->state->expires = 0;
 		r->state->stage = STAGE_PAYLOAD;
 	}
@@ -1109,15 +1233,14 @@ static inline __attribute__((always_inline)) int is_mapped(const __u8 *address)
 	return !words[0] && !words[1] && words[2] == __builtin_bswap32(0x0000ffff);
 }
 
-/* The connection that a segment without SYN belongs to, as the socket knows it: opened from outside, from here (or by
- * nobody: then the stack answers with a reset), or not to be told yet. */
-static inline __attribute__((always_inline)) int is_opened_outside(struct __sk_buff *skb, struct scratch *s)
+/* The socket that a TCP segment comes in for: its state, 0 for none. `accepted`: its connection was opened from outside. */
+static inline __attribute__((always_inline)) __u32 socket_of(struct __sk_buff *skb, struct scratch *s, __u32 *accepted)
 {
 	const struct tuple *t = &s->packet.tuple;
 	struct bpf_sock_tuple tuple = {};
+	struct socket_state *state;
 	struct bpf_sock *sk, *full;
-	int found = 0;
-	__u32 size;
+	__u32 size, found;
 
 	if (is_mapped(t->src)) {
 		__builtin_memcpy(&tuple.ipv4.saddr, t->src + 12, 4);
@@ -1134,17 +1257,33 @@ static inline __attribute__((always_inline)) int is_opened_outside(struct __sk_b
 	}
 	if (!sk)
 		return 0;
-	if (sk->state == SOCKET_LISTEN || sk->state == SOCKET_NEW_SYN_RECV) {
-		found = 1;
-	} else {
-		struct socket_state *state;
-
-		full = bpf_sk_fullsock(sk);
-		state = full ? sockets.sk_storage_get(full, 0, 0) : 0;
-		found = state && (state->flags & FLOW_INBOUND);
-	}
+	found = sk->state;
+	full = found == SOCKET_LISTEN || found == SOCKET_NEW_SYN_RECV ? 0 : bpf_sk_fullsock(sk);
+	state = full ? sockets.sk_storage_get(full, 0, 0) : 0;
+	*accepted = state && (state->flags & FLOW_INBOUND);
 	bpf_sk_release(sk);
 	return found;
+}
+
+/* The connection that a segment without SYN belongs to, as the socket knows it: opened from outside, from here (or by
+ * nobody: then the stack answers with a reset), or not to be told yet. */
+static inline __attribute__((always_inline)) int is_opened_outside(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 accepted = 0, found = socket_of(skb, s, &accepted);
+
+	return found == SOCKET_LISTEN || found == SOCKET_NEW_SYN_RECV || accepted;
+}
+
+/* A SYN for a connection that is there already: the stack answers it with a challenge (RFC 5961 4), and whoever can guess
+ * four numbers must not begin the connection anew for the gate alone. */
+static inline __attribute__((always_inline)) int opens_nothing(struct __sk_buff *skb, struct scratch *s,
+							       const struct inbound_flow *known)
+{
+	__u32 accepted = 0, found = socket_of(skb, s, &accepted);
+
+	if (!found || found == SOCKET_LISTEN || found == SOCKET_TIME_WAIT)
+		return 0;
+	return found != SOCKET_NEW_SYN_RECV || (known && known->start != s->packet.seq + 1);
 }
 
 static inline __attribute__((always_inline)) int judge_inbound(struct run *r, struct __sk_buff *skb)
@@ -1171,6 +1310,7 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 	s->generation = *number;
 	s->observe = r->config->mode == MODE_OBSERVE;
 	s->inbound = 1;
+	s->answer = 0;
 	s->is_allowed = 0;
 	s->stage = STAGE_CONNECT;
 	s->before = 0;
@@ -1207,12 +1347,22 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 	opening = s->tcp && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK);
 	if (s->tcp && (p->tcp_flags & TCP_FLAG_RST))
 		return OUTCOME_PASS;
+	if (!s->tcp && is_icmp_error(s)) {
+		count(COUNT_PASSED_REPLY);
+		return OUTCOME_PASS;
+	}
 	inbound_key(s);
 	known = inbound_flows.lookup(&s->reversed);
 	if (opening) {
 		s->start = p->seq + 1;
-		if (known && known->start != s->start)
-			known = 0; /* the same ports again: another connection */
+		if (opens_nothing(skb, s, known)) {
+			count(COUNT_PASSED_REPLY);
+			return OUTCOME_PASS;
+		}
+		/* The same ports again: another connection. With the same number, too, where what the one before carried
+		 * decided it. */
+		if (known && (known->start != s->start || known->by_name))
+			known = 0;
 	} else if (s->tcp && !known && !is_opened_outside(skb, s)) {
 		count(COUNT_PASSED_REPLY);
 		return OUTCOME_PASS;
@@ -1224,10 +1374,6 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 			return OUTCOME_PASS;
 		}
 		known = 0;
-	}
-	if (!s->tcp && !known && is_icmp_error(s)) {
-		count(COUNT_PASSED_REPLY);
-		return OUTCOME_PASS;
 	}
 	/* Where the stream began is known: only what begins there may be read as its hello. */
 	if (s->tcp && (opening || known))
@@ -1241,6 +1387,13 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 			if (known->verdict == VERDICT_ALLOW || known->verdict == VERDICT_IGNORE) {
 				if (!s->tcp && known->by_name && quic_long_header(r))
 					return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_INBOUND);
+				/* What decided the stream has been handed to the stack. If the stack had to throw it away (a
+				 * checksum, a timestamp), nothing else may take its place. */
+				if (s->tcp && p->length && known->judged != known->start &&
+				    (__s32)(p->seq - known->judged) < 0) {
+					count(s->observe ? COUNT_WOULD_DROP : COUNT_DROPPED_INBOUND);
+					return s->observe ? OUTCOME_PASS : OUTCOME_DROP;
+				}
 				return OUTCOME_PASS;
 			}
 			if (known->verdict == VERDICT_UNDECIDED) {
@@ -1289,6 +1442,19 @@ int gate_ingress(struct __sk_buff *skb)
 	if (r.s && FORGOTTEN(r.s->is_dns))
 		tell_dns(&r, 1);
 	return carry_out(&r, outcome, HOOK_INGRESS);
+}
+
+/* The near end of the hold device, on the way to the engine: any program can have a socket send by any device
+ * (SO_BINDTODEVICE, IP_PKTINFO), and a frame that no gate has seen is not to be judged under another one's note. */
+int gate_hold(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct config *c = config.lookup(&zero);
+
+	if (!c || skb->mark != c->release_mark)
+		return TC_ACT_SHOT;
+	skb->mark = 0;
+	return TC_ACT_UNSPEC;
 }
 
 /* The near end of the hold device: a frame that the engine releases into the stack carries the interface that it came
@@ -1423,8 +1589,10 @@ static inline __attribute__((always_inline)) int identify(struct bpf_sock_addr *
 		state->stage = STAGE_CONNECT;
 		state->flags = 0;
 		state->connections += 1;
+		state->peer_port = 0;
 	}
-	if (c->mode != MODE_ENFORCE)
+	/* A datagram may be the answer to somebody who was let in: only its packet tells. */
+	if (c->mode != MODE_ENFORCE || (transport != PROTO_TCP && (c->present & PRESENT_INBOUND)))
 		return 1;
 	return !refused(c, &state->identity, SOCKET_COOKIE(ctx), transport,
 			__builtin_bswap16((__u16)ctx->user_port), address);

@@ -139,9 +139,17 @@ int observe_sockops(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		/* A peer may answer an opening with one of its own (RFC 9293 3.5): the socket is still the one that connected. */
+		if (state && state->connections)
+			break;
 		if (state) {
+			struct tuple tuple;
+
+			tuple_of(ctx, &tuple);
 			state->opened = bpf_ktime_get_ns();
 			state->flags = FLOW_INBOUND;
+			state->peer_port = tuple.dport;
+			__builtin_memcpy(state->peer, tuple.dst, 16);
 		}
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 		tell(ctx, state, EVENT_OPEN, 0);

@@ -223,6 +223,8 @@ struct config {
 	__u32 hold_limit;    /* frames redirected and not yet taken by the engine */
 	__u32 release_mark;  /* a secret number: marks a frame that goes back into the stack */
 	__u64 heartbeat_max; /* ns without a heartbeat after which the engine counts as absent */
+	__u32 orders;	     /* another number each time a person said something: what sockets remember is asked anew */
+	__u32 pad;
 };
 
 /* Which look-ups a generation needs. Written before the generation number, read once per program run. */
@@ -264,6 +266,13 @@ struct socket_state {
 	__u8 origin;
 	__u32 start;	   /* sequence number of the stream's first byte */
 	__u32 connections; /* times this socket has connected: its cookie is the same each time */
+	/* Of TCP: whose packets the verdict is about, as they leave. A program may make its socket send elsewhere later (a
+	 * routing header, a source route), and a container rewrite what its socket sends. Zero: not known yet; of an
+	 * accepted socket only the peer is, because its own port may be translated. */
+	__u16 peer_port;
+	__u16 local_port;
+	__u8 peer[16];
+	__u32 orders; /* config.orders of the verdict */
 	__u32 pad;
 };
 
@@ -311,6 +320,7 @@ struct held {
 	struct identity identity;
 	__u64 cookie;
 	__u64 time;
+	__u64 number; /* of the frame: how many had been redirected before it */
 	__u32 ifindex;
 	__u32 generation;
 	__u32 verdict_id; /* of the generation before, 0 if none: the engine knows the name it stood for */
@@ -319,7 +329,7 @@ struct held {
 	__u8 stage;
 	__u8 flags;
 	__u8 hook;
-	__u8 pad;
+	__u8 answer; /* of a flow that was opened from outside: what goes the other way, so the tuple is not the flow's */
 };
 
 /*
@@ -346,7 +356,9 @@ struct inbound_flow {
 	__u8 verdict;
 	__u8 flags;
 	__u8 opened_by;
-	__u8 by_name; /* decided from a name: what may begin a QUIC connection is judged again */
+	__u8 by_name; /* decided from what the flow carried: what may begin a QUIC connection is judged again */
+	__u32 judged; /* sequence number behind what was read of a stream that was decided by it; else its start */
+	__u32 pad;
 };
 
 /*

@@ -56,14 +56,15 @@ class Config(NamedTuple):
     hold_limit: int
     heartbeat_max: int
     release_mark: int = 0
+    orders: int = 0
 
     def pack(self) -> bytes:
-        return CONFIG.pack(*self[:5], self.release_mark, self.heartbeat_max)
+        return CONFIG.pack(*self[:5], self.release_mark, self.heartbeat_max, self.orders)
 
     @classmethod
     def unpack(cls, data: bytes) -> Config:
-        mode, hold_ifindex, present, open_, hold_limit, release_mark, heartbeat_max = CONFIG.unpack(data)
-        return cls(mode, hold_ifindex, present, open_, hold_limit, heartbeat_max, release_mark)
+        mode, hold_ifindex, present, open_, hold_limit, release_mark, heartbeat_max, orders = CONFIG.unpack(data)
+        return cls(mode, hold_ifindex, present, open_, hold_limit, heartbeat_max, release_mark, orders)
 
 
 class Plan(NamedTuple):
@@ -163,15 +164,19 @@ class Held(NamedTuple):
     stage: int
     flags: int
     hook: int = 0
+    answer: int = 0
+    number: int = 0
 
     @classmethod
     def unpack(cls, data: bytes) -> Held:
         fields = HELD.unpack(data)
-        return cls(Identity._make(fields[:6]), *fields[6:])
+        cookie, when, number = fields[6:9]
+        return cls._make((Identity._make(fields[:6]), cookie, when, *fields[9:], number))
 
 
 class InboundFlow(NamedTuple):
-    """`expires` CLOCK_MONOTONIC ns, 0 never; `start` sequence number of a TCP stream's first byte."""
+    """`expires` CLOCK_MONOTONIC ns, 0 never; `start` sequence number of a TCP stream's first byte; `judged` behind what
+    was read of a stream that was decided by it, else `start`."""
 
     verdict: int
     opened_by: int
@@ -181,17 +186,18 @@ class InboundFlow(NamedTuple):
     flags: int = 0
     expires: int = 0
     by_name: int = 0
+    judged: int = 0
 
     def pack(self) -> bytes:
         return INBOUND_FLOW.pack(
             self.expires, self.generation, self.verdict_id, self.start, self.verdict, self.flags, self.opened_by,
-            self.by_name,
+            self.by_name, self.judged,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes) -> InboundFlow:
-        expires, generation, verdict_id, start, verdict, flags, opened_by, by_name = INBOUND_FLOW.unpack(data)
-        return cls(verdict, opened_by, generation, verdict_id, start, flags, expires, by_name)
+        expires, generation, verdict_id, start, verdict, flags, opened_by, by_name, judged = INBOUND_FLOW.unpack(data)
+        return cls(verdict, opened_by, generation, verdict_id, start, flags, expires, by_name, judged)
 
 
 class DestinationKey(NamedTuple):
@@ -378,8 +384,7 @@ LAYOUTS: dict[str, Codes] = {
     "identity": IDENTITY_CODES,
     "config": (
         ("mode", "I"), ("hold_ifindex", "I"), ("present", "I"), ("open", "I"), ("hold_limit", "I"),
-        ("release_mark", "I"),
-        ("heartbeat_max", "Q"),
+        ("release_mark", "I"), ("heartbeat_max", "Q"), ("orders", "I"), ("pad", "4x"),
     ),
     "plan": (
         ("generation", "I"), ("connect_shapes_n", "B"), ("name_shapes_n", "B"), ("inbound", "B"), ("pad", "x"),
@@ -397,13 +402,13 @@ LAYOUTS: dict[str, Codes] = {
         *_nested("tuple", TUPLE_CODES), ("generation", "I"), ("part", "I"), ("cookie", "Q"),
     ),
     "held": (
-        *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("ifindex", "I"), ("generation", "I"),
-        ("verdict_id", "I"), ("part", "I"), ("start", "I"), ("stage", "B"), ("flags", "B"), ("hook", "B"),
-        ("pad", "x"),
+        *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("number", "Q"), ("ifindex", "I"),
+        ("generation", "I"), ("verdict_id", "I"), ("part", "I"), ("start", "I"), ("stage", "B"), ("flags", "B"),
+        ("hook", "B"), ("answer", "B"),
     ),
     "inbound_flow": (
         ("expires", "Q"), ("generation", "I"), ("verdict_id", "I"), ("start", "I"), ("verdict", "B"), ("flags", "B"),
-        ("opened_by", "B"), ("by_name", "B"),
+        ("opened_by", "B"), ("by_name", "B"), ("judged", "I"), ("pad", "4x"),
     ),
     "destination_key": (
         ("prefixlen", "I"), ("class", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("pad", "4x"),

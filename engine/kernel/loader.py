@@ -149,6 +149,8 @@ def _attach_all(
             loaded.xdp[name] = "off"
             if order.xdp != "off" and (number := attach.standing_xdp(index, ours)):
                 loaded.xdp[name] = attach.replace_xdp(index, fds["gate_source"], standing.get(number))
+        # Behind the gates, because what it lets through has their mark.
+        filters.attach_filter(ip, loaded.hold_ifindex, filters.Parent.EGRESS, fds["gate_hold"], "gate_hold", ours)
     _let_go(pins, loaded, ours)
     for pin in pins.programs.glob("before_*"):
         pin.unlink()

@@ -21,6 +21,7 @@ _CONNECT4, _CONNECT6, _SENDMSG4, _SENDMSG6 = 10, 11, 14, 15
 class Hook(str, Enum):
     TC_EGRESS = "tc egress"
     TC_INGRESS = "tc ingress"
+    HOLD_START = "tc egress of the hold device's near end"
     HOLD_END = "tc ingress of the hold device"
     HOLD_RETURN = "tc egress of the hold device"
     XDP = "xdp"
@@ -41,6 +42,7 @@ class Program:
 PROGRAMS = (
     Program("gate_egress", "gate.c", SCHED_CLS, Hook.TC_EGRESS),
     Program("gate_ingress", "gate.c", SCHED_CLS, Hook.TC_INGRESS),
+    Program("gate_hold", "gate.c", SCHED_CLS, Hook.HOLD_START),
     Program("gate_discard", "gate.c", SCHED_CLS, Hook.HOLD_END),
     Program("gate_release", "gate.c", SCHED_CLS, Hook.HOLD_RETURN),
     Program("gate_source", "source.c", XDP, Hook.XDP),

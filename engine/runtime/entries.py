@@ -45,10 +45,11 @@ class Numbers:
 
 class InboundPlace(NamedTuple):
     """Where the verdict of a flow stands that was opened from outside. `tuple`: of the packets that come in; `start`:
-    sequence number of a TCP stream's first byte."""
+    sequence number of a TCP stream's first byte; `judged`: behind what was read of it, where that decided it."""
 
     tuple: Tuple
     start: int
+    judged: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def place(flow: Flow, generation: int) -> FlowKey | InboundPlace:
     the verdict would serve every other program on a shared socket that nobody has looked up yet.
     """
     if flow.inbound:
-        return InboundPlace(flow.tuple, flow.start or 0)
+        start = flow.start or 0
+        return InboundPlace(flow.tuple, start, start if flow.judged is None or not flow.by_payload else flow.judged)
     part = flow.held.part if flow.tuple.transport == packets.TCP else flow.exe or flow.held.part
     return FlowKey(flow.tuple, generation, part, flow.held.cookie)
 

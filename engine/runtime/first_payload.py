@@ -49,6 +49,7 @@ class FirstPayload:
             return stated(NameState.MALFORMED, waiting.stream.reason)
         if push.outcome is Outcome.FULL:
             return stated(NameState.PARTIAL, waiting.stream.reason)
+        flow.judged = waiting.stream.expected_seq
         reading = waiting.hello.feed(push.data)
         if requests and reading is not None and reading.name.state is NameState.NOT_TLS:
             return self._request(flow, push.data, reading)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from engine.abi.numbers import FlowFlag
 from engine.abi.records import Held, Identity, Tuple
 from engine.model.decision import Decision, Stage
-from engine.model.facts import Facts, Hello, Http, Name
+from engine.model.facts import PAYLOAD_FACTS, Facts, Hello, Http, Name
 from engine.protocols import packet as packets
 from engine.protocols.http import HttpAssembler
 from engine.protocols.packet import Packet
@@ -56,6 +56,8 @@ class Waiting:
     timer: asyncio.TimerHandle | None = None
     judging: Stage | None = None
     """A decision is on its way; frames only queue."""
+    read: int = 0
+    """How many of the frames were there when that was asked for."""
 
 
 IDLE = Waiting()
@@ -83,6 +85,8 @@ class Flow:
     """A person's word passed it, not the policy: a reload does not ask again."""
     start: int | None = None
     """Sequence number of the first byte of its stream, where its SYN was held."""
+    judged: int | None = None
+    """Sequence number behind what was read of its stream."""
     abandoned: bool = False
     """Another connection has its tuple and socket: the answer that is on its way is nobody's."""
     passed: bool = False
@@ -107,13 +111,29 @@ class Flow:
     def id(self) -> FlowId:
         return self.tuple, self.held.cookie
 
+    @property
+    def by_payload(self) -> bool:
+        """Was it decided by what it carried?"""
+        return self.decision is not None and bool(self.decision.scope & PAYLOAD_FACTS)
+
+    def comes_instead(self, packet: Packet) -> bool:
+        """Does this segment of a stream from outside bring again what was read of it? The stack may have thrown the
+        first version away (a wrong checksum, an old timestamp), and would take another one in its place."""
+        if not self.inbound or self.judged is None or not self.by_payload or packet.flags & packets.SYN:
+            return False
+        return packet.payload_end > packet.payload_offset and (packet.seq - self.judged) & 0xFFFFFFFF >= 1 << 31
+
+    def _begins_with(self, syn: Packet) -> bool:
+        """Is this its SYN, sent again? The same number proves nothing where what a stream carried has decided."""
+        return self.start == first_byte(syn) and not (self.by_payload and self.stage is Stage.PAYLOAD)
+
     def is_another(self, held: Held, packet: Packet) -> bool:
         """Is what was held now not of this flow, which is known by its tuple and socket? A TCP socket may connect anew
         from the same port (connect() with AF_UNSPEC ends the connection before), and a UDP socket may be shared by
         several programs."""
         if packet.protocol != packets.TCP:
             return _program(self.held.identity) != _program(held.identity)
-        if packet.flags & packets.SYN and not packet.flags & packets.ACK and self.start != first_byte(packet):
+        if packet.flags & packets.SYN and not packet.flags & packets.ACK and not self._begins_with(packet):
             return True
         return not held.flags & _NO_STORAGE and self.held.part != held.part
 

@@ -16,7 +16,7 @@ from engine.abi.numbers import PLANS, SHAPES_MAX, FlowFlag, KernelVerdict, NameC
 from engine.abi.records import ConnectKey, FlowKey, InboundFlow, NameKey, Plan, VerdictEntry
 from engine.model import net
 from engine.model.decision import Decision, Reason
-from engine.model.facts import Name, NameState
+from engine.model.facts import PAYLOAD_FACTS, Name, NameState
 from engine.policy.judge import Judge
 from engine.policy.prepare import Policy
 from engine.ports import Gate, MapFullError
@@ -112,7 +112,7 @@ class Force:
         if decision.ttl:
             expires = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(decision.ttl * 1e9)
         verdict = KERNEL_VERDICTS[decision.verdict]
-        entry = VerdictEntry(verdict, number, expires, int("name" in decision.scope))
+        entry = VerdictEntry(verdict, number, expires, int(bool(decision.scope & PAYLOAD_FACTS)))
         # The wide entry first: should the flow's own be evicted at once, the next packet still finds this one.
         if where.key is not None and self._install_wide(where.key, where, entry):
             if where.name:
@@ -150,6 +150,7 @@ class Force:
                     int(passed),
                     entry.expires,
                     entry.by_name,
+                    flow.judged,
                 ),
             )
         except MapFullError as error:

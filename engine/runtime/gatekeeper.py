@@ -11,7 +11,7 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 
-from engine.abi.numbers import FlowFlag, Hook, KernelVerdict, StageNumber
+from engine.abi.numbers import FlowFlag, KernelVerdict, StageNumber
 from engine.abi.records import Tuple
 from engine.alerts.dispatcher import Dispatcher
 from engine.config import Hold as HoldBounds
@@ -108,7 +108,7 @@ class Gatekeeper:
         if held.flags & _INBOUND:
             # Known by what comes in, whichever way this frame goes; its socket may not even exist yet.
             held = held._replace(cookie=0)
-            if held.hook == Hook.EGRESS:
+            if held.answer:
                 tuple_ = tuple_.reversed()
         flow = self.flows.get((tuple_, held.cookie))
         if flow is not None and flow.is_another(held, packet):
@@ -143,7 +143,7 @@ class Gatekeeper:
         # None: it expired and was swept away, or was a person's word that is gone.
         if entry is None or (entry.expires and _monotonic() >= entry.expires):
             return False
-        if packet.protocol != packets.UDP or "name" not in decision.scope:
+        if packet.protocol != packets.UDP or not (flow.by_payload or self._orders.speak_of_names):
             return True
         # The gate hands over whatever may begin a QUIC connection on a flow that was decided by its name.
         return self._payloads.continues(flow, frame, packet)
@@ -153,7 +153,7 @@ class Gatekeeper:
         if decision is None:
             return
         self.force.repeat(flow.verdict_id, place(flow, self.force.number))
-        if decision.verdict.passes:
+        if decision.verdict.passes and not _instead(flow, frame):
             self._way.release(flow, frame)
         else:
             self.counts.discarded += 1
@@ -191,7 +191,7 @@ class Gatekeeper:
 
     def _read(self, flow: Flow, frame: Frame, packet: Packet) -> None:
         """Take in the newest frame: judge the flow, or wait for more of its hello."""
-        if flow.inbound and frame.hook == Hook.EGRESS:
+        if flow.inbound and flow.held.answer:
             # This host's own words say nothing about who came in.
             self._start(flow, Stage.PAYLOAD, Event.LATE)
         elif packet.protocol == packets.UDP:
@@ -269,6 +269,7 @@ class Gatekeeper:
         if flow.waiting is IDLE:
             flow.waiting = Waiting(since=flow.held.time)
         flow.waiting.judging = stage
+        flow.waiting.read = len(flow.waiting.frames)
         if flow.waiting.timer is not None:
             flow.waiting.timer.cancel()
             flow.waiting.timer = None
@@ -376,9 +377,12 @@ class Gatekeeper:
             flow.waiting = IDLE
             if decision.verdict is Verdict.ALLOW or observed:
                 if force.judges_inbound and not flow.inbound and flow.tuple.transport != packets.TCP:
-                    self._way.expect_answers(flow)
-                for frame in waiting.frames:
-                    self._way.release(flow, frame)
+                    self._way.expect_answers(flow, waiting.frames)
+                for at, frame in enumerate(waiting.frames):
+                    if at < waiting.read or not _instead(flow, frame):
+                        self._way.release(flow, frame)
+                    else:
+                        self.counts.discarded += 1
             elif stage is Stage.CONNECT:
                 self._refuse(flow, decision.verdict, stage, waiting.frames)
         self.notices.decided(flow, decision, stage, observed=observed, held_ns=held_ns)
@@ -423,6 +427,11 @@ class Gatekeeper:
         """Wait until nothing is being judged."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _instead(flow: Flow, frame: Frame) -> bool:
+    packet = packets.parse(frame.data[VNET_BYTES:])
+    return isinstance(packet, Packet) and flow.comes_instead(packet)
 
 
 _INBOUND_PASSES = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),))

@@ -168,6 +168,8 @@ class Orders:
         self._placed: dict[tuple[str, str, str, int, str], set[Any]] = {}
         """The kernel keys of each setting."""
         self._never: list[DestinationKey] = []
+        self.changes = 0
+        """How often something that was said took force, or lost it: connections in progress are asked anew then."""
 
     def start(self, never_deny: tuple[NeverDeny, ...]) -> None:
         """Write the never-deny list and the settings kept; remove entries that neither of them explains."""
@@ -228,6 +230,7 @@ class Orders:
             self._write()
             self._on_change(self.present())
             self._put(order)
+            self.changes += 1
         except SallyportError:
             # What is not in force must not come into force at the next start.
             self._forget(order, before)
@@ -251,6 +254,7 @@ class Orders:
         if order is None:
             return False
         self._remove(order)
+        self.changes += 1
         self._write()
         self._on_change(self.present())
         return True

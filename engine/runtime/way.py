@@ -16,6 +16,7 @@ from engine.runtime.identify import Identifier
 VNET_BYTES = 10
 _NO_OFFLOAD = bytes(VNET_BYTES)
 _ICMP = frozenset({1, 58})
+_QUERIES = {1: (b"\x08", b"\x0d"), 58: (b"\x80",)}
 _ANSWER_NS = 180 * 10**9
 """ANSWER_NS of bpf/gate.c: how long what comes in is taken for the answer to a datagram."""
 
@@ -37,11 +38,13 @@ class Way:
         else:
             self._releaser.release(self._identifier.interface(frame.ifindex), frame.data)
 
-    def expect_answers(self, flow: Flow) -> None:
-        """Let the gate know that this flow's datagrams left from here: what comes back is their answer."""
+    def expect_answers(self, flow: Flow, frames: list[Frame]) -> None:
+        """Let the gate know that this flow's datagrams leave from here: what comes back is their answer."""
         until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + _ANSWER_NS
         key = flow.tuple.reversed()
         if key.transport in _ICMP:
+            if not any(map(_asks, frames)):
+                return
             key = key._replace(dport=IcmpKind.ANSWER_IN)
         self._gate.put_inbound(key, InboundFlow(KernelVerdict.NONE, OpenedBy.HERE, expires=until))
 
@@ -79,3 +82,9 @@ class Way:
             hook = Hook.EGRESS if frame.hook == Hook.INGRESS else Hook.INGRESS
             self._back(frame._replace(hook=hook), onward)
         return self.refuse(frame)
+
+
+def _asks(frame: Frame) -> bool:
+    """Is it an ICMP query (RFC 792, RFC 4443 section 4.1)? Only those are answered."""
+    packet = packets.parse(frame.data[VNET_BYTES:])
+    return isinstance(packet, Packet) and packet.payload[:1] in _QUERIES[packet.protocol]

@@ -42,15 +42,16 @@ class Machine:
         self.ring: Ring = open_ring(pins.maps / "events")
         self.diag = SockDiag()
         self._switched = False
+        self._orders_before = self.gate.config().orders
         self.interfaces = {index: name for name, index in loaded.interfaces.items()}
 
     def took(self) -> None:
         """Tell the gate how many frames have left the hold queue."""
         self.gate.take(self._taken_before + self.hold.counts.taken + self.hold.counts.lost)
 
-    def switch(self, present: Present) -> None:
+    def switch(self, present: Present, changes: int) -> None:
         """Write the gate's configuration: from now on the mode that was asked for holds. Not over a panic: who took the
-        gate down beside this engine meant it."""
+        gate down beside this engine meant it. `changes`: of what persons say, since this engine's start."""
         if self._switched and self.gate.config().mode == Mode.PANIC:
             return
         self._switched = True
@@ -59,6 +60,7 @@ class Machine:
             GateConfig(
                 mode, self.loaded.hold_ifindex, int(present), open_bits(self._config.posture),
                 self._config.hold.queue, int(_HEARTBEAT_MAX * 1e9), self._mark,
+                (self._orders_before + changes) & 0xFFFFFFFF,
             )
         )  # fmt: skip
 

@@ -417,7 +417,7 @@ class Supervisor:
             present |= Present.SOURCE
         if self._config.inside:
             present |= Present.INSIDE
-        self._machine.switch(present | self._at_ingress())
+        self._machine.switch(present | self._at_ingress(), self._orders.changes)
 
     def _at_ingress(self) -> Present:
         """Return what there is to do with what comes in."""

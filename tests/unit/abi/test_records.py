@@ -15,8 +15,8 @@ TUPLES = st.builds(records.Tuple, ADDRESS, ADDRESS, U16, U16, U8)
 SHAPES = st.lists(U8, max_size=SHAPES_MAX).map(tuple)
 ROUND_TRIPS = st.one_of(
     TUPLES,
-    st.builds(records.Config, U32, U32, U32, U32, U32, U64, U32),
-    st.builds(records.InboundFlow, U8, U8, U32, U32, U32, U8, U64, U8),
+    st.builds(records.Config, U32, U32, U32, U32, U32, U64, U32, U32),
+    st.builds(records.InboundFlow, U8, U8, U32, U32, U32, U8, U64, U8, U32),
     st.builds(records.Plan, U32, SHAPES, SHAPES, st.booleans()),
     st.builds(records.Process, U64, U32),
     st.builds(records.VerdictEntry, U8, U32, U64, U8, U64),
