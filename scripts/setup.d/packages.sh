@@ -4,7 +4,7 @@
 # To run: bcc and libbpf exist only as distribution packages, and the environment is built on the distribution's Python.
 PACKAGES_RUN=(python3 python3-venv python3-bpfcc iproute2 kmod procps ca-certificates)
 # For the lab and the tests: real programs for real traffic, and a compiler for the host tests of the kernel's headers.
-PACKAGES_LAB=(git nginx openssl curl iperf3 tcpdump gcc libc6-dev)
+PACKAGES_LAB=(git nginx openssl curl iperf3 nftables tcpdump gcc libc6-dev)
 # For `make test`, where setup says fuzzing=yes: libFuzzer, which is clang's. Its run-time library is a package of its own,
 # but part of clang's on Ubuntu 22.04.
 fuzzing=no

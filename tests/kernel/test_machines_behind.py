@@ -1,0 +1,98 @@
+"""Who is behind this host, with every power in a namespace of its own, gets no further than the policy lets it."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from engine.selftest.frames import ACK, RST
+from tests.kernel.byhand import Hand, hardware, haunt
+from tests.kernel.cable import Cable
+from tests.kernel.lab import OUTSIDE
+from tests.kernel.test_forwarded import DENIED, OPEN, POLICY, Gateway
+from tests.support.hello import client_hello
+from tests.support.netns import Wire
+
+TOKEN = b"a token that must not leave"
+CONTAINER = "10.78.0.2"
+LISTENED = 2222
+RIGHT, WRONG = client_hello("right.example"), client_hello("wrong.example")
+MACHINE, NAMED = "10.78.0.99", 10443
+PORTS = itertools.count(40001)
+TURN = (
+    "table ip turned {\nchain out {\ntype filter hook postrouting priority 0\n"
+    f"tcp dport {OPEN} tcp dport set {DENIED}\n}}\n}}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gateway]:
+    gateway = Gateway()
+    try:
+        for path in (gateway.policy / "rules").glob("*/*"):
+            path.unlink()
+        gateway.write(POLICY)
+        gateway.start(config='inside = ["tocontainer"]\n')
+        yield gateway
+    finally:
+        gateway.close()
+
+
+@pytest.fixture
+def gateway(running: Gateway) -> Iterator[Gateway]:
+    yield running
+    running.dismiss()
+
+
+@pytest.fixture
+def cable(running: Gateway) -> Iterator[Cable]:
+    opened = Cable(running)
+    yield opened
+    opened.close()
+
+
+def test_a_machine_that_uses_its_numbers_again_is_judged_anew(gateway: Gateway) -> None:
+    """No socket here belongs to it: its ports and its sequence numbers are all that there is of a connection."""
+    server = gateway.agent(outside=True)
+    server.do(f"l = listening({OUTSIDE!r}, {NAMED})")
+    wire = Wire(gateway.container, "eth0")
+    haunt(gateway.inside, "tocontainer", gateway.container, "eth0", MACHINE)
+    cable = hardware(gateway.inside, "tocontainer"), hardware(gateway.container, "eth0")
+    port = next(PORTS)
+
+    def machine() -> Hand:
+        made = Hand(wire, cable, port, NAMED, address=MACHINE, peer=OUTSIDE, seq=1 << 28)
+        made.open()
+        server.do("p = accepted(l)")
+        return made
+
+    client = machine()
+    client.send(RIGHT)
+    server.do(f"exactly(p, {len(RIGHT)})")
+    client.say(RST | ACK)
+    machine().send(WRONG)
+    try:
+        read = server.do(f"p.settimeout(3); exactly(p, {len(WRONG)})")
+    except OSError:
+        read = b""
+    wire.close()
+    assert read != WRONG
+
+
+def test_an_allowed_connection_cannot_be_turned_behind_its_socket(gateway: Gateway, cable: Cable) -> None:
+    """Who is root in a container rewrites there what its sockets have sent."""
+    server, client = gateway.agent(outside=True), gateway.contained()
+    server.do(f"l = listening({OUTSIDE!r}, {OPEN})")
+    client.do(f"s = connected({OUTSIDE!r}, {OPEN}); s.sendall(b'ping')")
+    server.do("p = accepted(l); exactly(p, 4)")
+    client.do("s.sendall(b'pong')")  # now the verdict stands at the socket
+    server.do("exactly(p, 4)")
+    subprocess.run(gateway.container.command("nft", "-f", "-"), check=True, text=True, input=TURN)
+    try:
+        client.do(f"s.sendall({TOKEN!r})")
+        assert not cable.out(TOKEN)
+    finally:
+        subprocess.run(gateway.container.command("nft", "delete", "table", "ip", "turned"), check=True)
