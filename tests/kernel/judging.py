@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.abi.numbers import EventType
-from engine.abi.records import Identity, Tuple, VerdictEvent
+from engine.abi.records import Held, Identity, Tuple, VerdictEvent
 from engine.kernel.maps import Map
 from tests.kernel.lab import DEVICE, ROOT, Lab, Watch
 from tests.support.egress import Outcome, Socket
@@ -19,11 +19,11 @@ from tests.support.oracle import SENT_HERE, Way
 from tests.support.testrun import PASS, REDIRECT, SHOT, Run, TestRun
 
 ACTIONS = {Outcome.PASS: PASS, Outcome.DROP: SHOT, Outcome.HOLD: REDIRECT}
-STATE = struct.Struct("<QQIIIIQQIIBBBBIII")
+STATE = struct.Struct("<QQIIIIQQIIBBBBIIHH16sII")
 """struct socket_state, which no map carries to the engine: identity, opened, expires, generation, verdict_id, verdict,
-stage, flags, origin, start, connections, pad."""
-_SEAM = struct.Struct("<QIIII")
-"""struct seam of tests/support/seam.py: cookie, socket, stored, came_by, outside."""
+stage, flags, origin, start, connections, peer_port, local_port, peer, orders, pad."""
+_SEAM = struct.Struct("<QIIIIII")
+"""struct seam of tests/support/seam.py: cookie, socket, stored, came_by, found, accepted, pad."""
 _MAPS = ("seam_before", "seam_after", "seam_run", "interfaces", "inbound_flows")
 
 
@@ -44,12 +44,13 @@ class Bench:
         assert self._maps["seam_before"].value_size == STATE.size
         assert self._maps["seam_run"].value_size == _SEAM.size
         self._interfaces: set[int] = set()
+        self._first = 0
         self.seen: Tally[str] = Tally()
 
     def leaves(self, socket: Socket, frame: bytes, way: Way = SENT_HERE) -> Run:
         """Judge a packet by gate_egress; `socket` becomes what its storage was left as. Cookie 0: without a socket."""
         self._maps["seam_before"].put(bytes(4), packed(socket))
-        run = _SEAM.pack(socket.cookie, bool(socket.cookie), socket.stored, way.came_by, 0)
+        run = _SEAM.pack(socket.cookie, bool(socket.cookie), socket.stored, way.came_by, 0, 0, 0)
         self._maps["seam_run"].put(bytes(4), run)
         done = self._egress(frame, way.mark)
         assert done.frame == frame, "the gate changed a packet"
@@ -57,9 +58,10 @@ class Bench:
             unpack(socket, self._maps["seam_after"].get(bytes(4)) or b"")
         return done
 
-    def comes_in(self, frame: bytes, *, outside: bool = False, mark: int = 0) -> Run:
-        """Judge a packet by gate_ingress. `outside`: the socket table's word on it."""
-        self._maps["seam_run"].put(bytes(4), _SEAM.pack(0, 0, 0, 0, outside))
+    def comes_in(self, frame: bytes, *, found: int = 0, accepted: bool = False, mark: int = 0) -> Run:
+        """Judge a packet by gate_ingress. `found`, `accepted`: the state of the socket that it comes in for (0: none),
+        and whether its connection was opened from outside."""
+        self._maps["seam_run"].put(bytes(4), _SEAM.pack(0, 0, 0, 0, found, accepted, 0))
         done = self._ingress(frame, mark)
         assert done.frame == frame, "the gate changed a packet"
         return done
@@ -75,6 +77,11 @@ class Bench:
         self.watch.forget()
         return [event._replace(time=0) for event in told]
 
+    def held(self, flow: Tuple) -> Held | None:
+        """The note of a held frame, counted from the last clear()."""
+        note = self.gate.held(flow)
+        return None if note is None else note._replace(time=0, number=note.number - self._first)
+
     def forget_inbound(self, flow: Tuple) -> None:
         self._maps["inbound_flows"].remove(flow.pack())
 
@@ -88,7 +95,8 @@ class Bench:
         while self._interfaces:
             self._maps["interfaces"].remove(self._interfaces.pop().to_bytes(4, "little"))
         self.gate.beat()
-        self.gate.take(self.gate.hold_queue()[0])
+        self._first = self.gate.hold_queue()[0]
+        self.gate.take(self._first)
         self.told()
 
     def close(self) -> None:
@@ -116,7 +124,7 @@ def opened(source: Path = ROOT / "bpf/gate.c") -> Iterator[Bench]:
 def packed(socket: Socket) -> bytes:
     return STATE.pack(
         *socket.identity, 0, socket.expires, socket.generation, socket.verdict_id, socket.verdict, 0, socket.flags, 0,
-        socket.start, socket.connections, 0,
+        socket.start, socket.connections, socket.peer_port, socket.local_port, socket.peer, socket.orders, 0,
     )  # fmt: skip
 
 
@@ -125,3 +133,4 @@ def unpack(socket: Socket, data: bytes) -> None:
     socket.identity = Identity._make(fields[:6])
     socket.expires, socket.generation, socket.verdict_id, socket.verdict = fields[7:11]
     socket.flags, socket.start, socket.connections = fields[12], fields[14], fields[15]
+    socket.peer_port, socket.local_port, socket.peer, socket.orders = fields[16:20]

@@ -135,7 +135,7 @@ class Reign(Traffic):
         self.config = Config(
             self.one((Mode.ENFORCE,) * 14 + (Mode.OBSERVE, Mode.PANIC)), self.hold_ifindex,
             Present.NEVER_DENY | Present.SET_DEST | Present.STRATEGY_ID | Present.INBOUND | Present.INSIDE,
-            sum(bit for bit in tuple(PostureBit)[:6] if self.odds(2)), 2 if self.odds(1) else 1 << 20,
+            sum(bit for bit in tuple(PostureBit)[:6] if self.odds(2)), 0 if self.odds(1) else 1 << 20,
             0 if self.odds(1) else MINUTE, self.one((0, MARK)),
         )  # fmt: skip
         self.gate.set_config(self.config)
@@ -146,6 +146,7 @@ class Reign(Traffic):
         socket, _, flow, _ = self.senders[at]
         socket.verdict = socket.generation = socket.verdict_id = socket.expires = socket.flags = 0
         socket.connections += 1
+        socket.peer_port = 0
         flow = flow._replace(dst=key(self.one(HOSTS[self.version])), dport=self.one(PORTS))
         self.senders[at] = Sender(socket, TCP, flow)
 
@@ -194,9 +195,10 @@ class Reign(Traffic):
         self.gate.put_inbound(
             coming,
             InboundFlow(
-                entry.verdict, OpenedBy.OUTSIDE, self.generation, entry.id, held.note.start, int(passed), entry.expires
+                entry.verdict, OpenedBy.OUTSIDE, self.generation, entry.id, held.note.start, int(passed), entry.expires,
+                judged=held.note.start,
             ),
-        )
+        )  # fmt: skip
         if self.odds(5):
             shape = Shape.DEST | Shape.INBOUND
             at = ConnectKey(self.generation, shape, coming.transport, coming.dport, coming.dst)

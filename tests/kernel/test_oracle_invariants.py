@@ -75,7 +75,8 @@ class Proof:
         return headers.read(frame, 14 if self.reign.ethernet else 0)
 
     def held(self, read: Headers, *, came_in: bool) -> bool:
-        """Was this packet held for an answer, and not only for its sender to be told?"""
+        """Was this packet held for an answer, and not only for its sender to be told? The engine takes it at once."""
+        self.bench.gate.take(self.bench.gate.hold_queue()[0])
         note = self.bench.gate.held(read.flow)
         assert note is not None
         if note.stage == StageNumber.REJECT:
@@ -97,6 +98,7 @@ class Proof:
         read = self.read(frame)
         why = f"{why}: {read} of {sender} {way} under {self.reign.config}, law {self.reign.generation}"
         passes, drops = self.may_leave(sender, read, way), self.may_not_leave(sender, read, way)
+        self.bench.gate.take(self.bench.gate.hold_queue()[0])
         action = self.bench.leaves(sender.socket, frame, way).action
         if not sender.socket.stored:
             sender.socket.flags = sender.socket.start = 0
@@ -112,7 +114,7 @@ class Proof:
         """A datagram has left: its answer is to be let in, unless the flow is somebody else's."""
         if read.status is not Status.OK or read.flow.transport == TCP or (key := answers_to(read)) is None:
             return
-        if passes in ("panic", "released", "forwarded"):
+        if passes in ("panic", "released"):
             return
         self.asked.add(key)
         if key not in self.came:
@@ -120,15 +122,13 @@ class Proof:
 
     def may_leave(self, sender: Sender, read: Headers, way: Way) -> str:
         """Why this packet may pass; empty: it may not."""
-        reign, config, flow, stored = self.reign, self.reign.config, read.flow, sender.socket.stored
+        reign, config, flow, stored = self.reign, self.reign.config, read.flow, self.is_own(sender, read)
         if open_ := self._open(read, way):
             return open_
         if not sender.socket.cookie and way.came_by == INSIDE:
             return "forwarded"
         if config.mode != Mode.ENFORCE:
             return "observed"
-        if sender.transport == TCP and stored and (read.status is not Status.OK or flow != sender.flow):
-            return "astray"  # a decided stream costs one look-up and no parsing
         if flow.dst in reign.spared:
             return "never-deny"
         if reign.strategy and stored and sender.socket.identity.cgroup == 5:
@@ -139,7 +139,7 @@ class Proof:
         if (inbound := self._from_outside(sender, read)) in (*OPEN, KernelVerdict.NONE):
             return "answer"
         own = inbound is None or not (sender.accepted and stored)
-        if own and reign.verdict(flow, self._exe(sender), payload=bool(read.payload)) in OPEN:
+        if own and reign.verdict(flow, self._exe(sender, read), payload=bool(read.payload)) in OPEN:
             return "policy"
         return "posture" if config.open & self.no_engine() else ""
 
@@ -147,8 +147,9 @@ class Proof:
         config, flow = self.reign.config, read.flow
         if config.mode != Mode.ENFORCE:
             return ""
-        own = sender.flow if sender.transport == TCP and sender.socket.stored else flow
-        if self._refused_out(sender, own):
+        if self._refused_out(sender, read, flow) or (
+            sender.transport == TCP and self._refused_out(sender, read, sender.flow)
+        ):
             return "policy"
         unknown = not sender.socket.cookie and way.came_by == UNKNOWN
         if unknown and not config.open & PostureBit.UNKNOWN_INTERFACE:
@@ -157,29 +158,38 @@ class Proof:
             return closed
         if self.no_engine() & ~config.open:
             return "posture"
-        if (inbound := self._from_outside(sender, read)) is not None and self._refused_in(flow.reversed()):
-            return "answer" if inbound in REFUSED or flow.transport == TCP else ""
-        return ""
+        inbound = flow.transport == TCP and self._from_outside(sender, read) is not None
+        return "answer" if inbound and self._refused_in(flow.reversed()) else ""
 
-    def _refused_out(self, sender: Sender, flow: Tuple) -> bool:
+    def _refused_out(self, sender: Sender, read: Headers, flow: Tuple) -> bool:
         if flow.dst in self.reign.spared:
             return False
-        verdicts = {self.reign.verdict(flow, self._exe(sender), payload=payload) for payload in (False, True)}
+        exe = self._exe(sender, read)
+        verdicts = {self.reign.verdict(flow, exe, payload=payload) for payload in (False, True)}
         return bool(verdicts & set(REFUSED))
 
-    def _exe(self, sender: Sender) -> int:
-        return sender.socket.identity.exe if sender.socket.stored else 0
+    @staticmethod
+    def is_own(sender: Sender, read: Headers) -> bool:
+        """Does the socket's storage speak of this packet? What goes astray is of nobody, unless it opens something."""
+        socket, flow = sender.socket, read.flow
+        if flow.transport != TCP or not socket.peer_port or not socket.stored:
+            return socket.stored
+        opens = bool(read.flags & SYN) and not read.flags & ACK
+        return opens or ((flow.dst, flow.dport) == (socket.peer, socket.peer_port) and flow.sport == sender.flow.sport)
+
+    def _exe(self, sender: Sender, read: Headers) -> int:
+        return sender.socket.identity.exe if self.is_own(sender, read) else 0
 
     def _from_outside(self, sender: Sender, read: Headers) -> KernelVerdict | None:
         """The verdict on the flow that was opened from outside to which this packet belongs; NONE: they are not judged.
         None: there is no such flow."""
         flow, law = read.flow.reversed(), self.reign.law
-        accepted = sender.accepted and sender.socket.stored
+        accepted = sender.accepted and self.is_own(sender, read)
         if accepted and (self.reign.inside or not law.judges_inbound):
             return KernelVerdict.NONE
         if read.flow.transport in headers.ANSWERS and not headers.is_icmp(read, headers.ANSWERS):
             return None
-        if read.flow.transport == TCP and sender.socket.stored and not accepted:
+        if read.flow.transport == TCP and self.is_own(sender, read) and not accepted:
             return None
         if not accepted and not (flow in self.came and law.judges_inbound):
             return None
@@ -213,12 +223,12 @@ class Proof:
         frame, _, mark = self.reign.coming()
         self.bench.interface(LOOPBACK, self.reign.ethernet)
         read = self.read(frame)
-        outside = any(
+        accepted = any(
             each.accepted and each.socket.stored and each.flow == read.flow.reversed() for each in self.reign.senders
         )
-        why = f"{why}: in {read} {mark=} {outside=} under {self.reign.config}, law {self.reign.generation}"
-        passes, drops = self.may_come_in(read, mark, outside=outside), self.may_not_come_in(read)
-        action = self.bench.comes_in(frame, outside=outside, mark=mark).action
+        why = f"{why}: in {read} {mark=} {accepted=} under {self.reign.config}, law {self.reign.generation}"
+        passes, drops = self.may_come_in(read, mark, accepted=accepted), self.may_not_come_in(read)
+        action = self.bench.comes_in(frame, found=int(accepted), accepted=accepted, mark=mark).action
         if self._key(read) in self.expected:
             assert action == PASS, f"an answer was not let in: {why}"
         judged = self.reign.law.judges_inbound and passes not in ("released", "panic", "link", "never-deny")
@@ -236,7 +246,7 @@ class Proof:
         kind = int(headers.is_icmp(read, headers.ANSWERS))
         return read.flow._replace(dport=kind) if read.flow.transport in headers.ANSWERS else read.flow
 
-    def may_come_in(self, read: Headers, mark: int, *, outside: bool) -> str:
+    def may_come_in(self, read: Headers, mark: int, *, accepted: bool) -> str:
         reign, config, flow = self.reign, self.reign.config, read.flow
         if (open_ := self._open(read, Way(LOOPBACK, mark))) or not reign.law.judges_inbound:
             return open_ or "not judged"
@@ -245,7 +255,7 @@ class Proof:
         if flow.src in reign.spared:
             return "never-deny"
         opens = bool(read.flags & SYN) and not read.flags & ACK
-        if flow.transport == TCP and (read.flags & RST or (not opens and not outside)):
+        if flow.transport == TCP and (read.flags & RST or opens is accepted):
             return "answer"
         if headers.is_icmp(read, headers.ERRORS):
             return "error"
@@ -261,7 +271,7 @@ class Proof:
             return ""
         if (closed := self._closed(read)) is not None:
             return closed
-        if flow.src in self.reign.spared:
+        if flow.src in self.reign.spared or headers.is_icmp(read, headers.ERRORS):
             return ""
         if self.no_engine() & ~config.open:
             return "posture"

@@ -24,7 +24,7 @@ from tests.kernel.worlds import now
 from tests.support.ingress import Ingress
 from tests.support.oracle import ANSWER_NS, Oracle, Way
 from tests.support.simulator import SimulatedGate
-from tests.support.testrun import LOOPBACK, counted
+from tests.support.testrun import LOOPBACK, REDIRECT, Run, counted
 
 STEPS = 40
 REACHED = (
@@ -96,22 +96,27 @@ class Common:
         self.compare(counters, start, why)
         assert done.action == ACTIONS[judged.outcome], why
         released = bool(way.mark) and way == Way(LOOPBACK, self.simulated.config().release_mark)
-        assert done.mark == (0 if released and self.simulated.config().mode != Mode.PANIC else way.mark), why
+        self.marked(done, way.mark, why, released=released)
         assert packed(sender.socket) == packed(model), f"{why}: {sender.socket}, not {model}"
         self.told(self.egress, why)
 
     def comes_in(self, why: str) -> None:
-        frame, outside, mark = self.traffic.coming()
+        frame, (found, accepted), mark = self.traffic.coming()
         self.bench.interface(LOOPBACK, self.traffic.ethernet)
-        why = f"{why}: in {frame.hex()} {outside=} {mark=} under {self.simulated.config()}"
+        why = f"{why}: in {frame.hex()} {found=} {accepted=} {mark=} under {self.simulated.config()}"
         counters, start = (self.bench.gate.counters(), self.simulated.counters()), now()
-        done = self.bench.comes_in(frame, outside=outside, mark=mark)
-        outcome = self.ingress.packet(frame, outside=outside, mark=mark)
+        done = self.bench.comes_in(frame, found=found, accepted=accepted, mark=mark)
+        outcome = self.ingress.packet(frame, found=found, accepted=accepted, mark=mark)
         self.compare(counters, start, why)
         assert done.action == ACTIONS[outcome], why
-        released = mark and mark == self.simulated.config().release_mark and self.simulated.config().mode != Mode.PANIC
-        assert done.mark == (0 if released else mark), why
+        self.marked(done, mark, why, released=bool(mark) and mark == self.simulated.config().release_mark)
         self.told(self.ingress, why)
+
+    def marked(self, done: Run, mark: int, why: str, *, released: bool) -> None:
+        """What goes to the engine carries the gate's mark, what comes back from it loses it."""
+        config = self.simulated.config()
+        kept = 0 if released and config.mode != Mode.PANIC else mark
+        assert done.mark == (config.release_mark if done.action == REDIRECT else kept), why
 
     def compare(self, counters: tuple[dict[Counter, int], dict[Counter, int]], start: int, why: str) -> None:
         """Counters, notes of what is held, and what is remembered of flows."""
@@ -119,9 +124,7 @@ class Common:
         assert got == counted(counters[1], self.simulated.counters()), why
         self.compare_inbound(start, now(), why)
         for flow, note in self.simulated.notes.items():
-            held = self.bench.gate.held(flow)
-            assert held is not None, why
-            assert held._replace(time=0) == note._replace(time=0), why
+            assert self.bench.held(flow) == note._replace(time=0), why
         self.bench.seen.update(which.name for which in got)
 
     def compare_inbound(self, start: int, end: int, why: str) -> None:

@@ -38,6 +38,8 @@ ICMP_TYPES = {4: (8, 8, 8, 0, 0, 0, 13, 14, 3, 11, 5), 6: (128, 128, 128, 129, 1
 INSIDE, PLAIN, UNKNOWN = 2, 3, 4
 """Interfaces that packets have come by: an inside one, one of no account, and one that nobody has told of."""
 MARK = 0x5EC12E7
+TABLE = (*((0, False),) * 8, (1, False), (1, True), (6, False), (10, False), (10, False), (12, False))
+"""Nobody, connected, accepted, in TIME_WAIT, a listener, and one that has seen a SYN (net/tcp_states.h)."""
 VERDICTS_IN = (*VERDICTS, KernelVerdict.ALLOW, KernelVerdict.IGNORE)
 
 
@@ -80,6 +82,7 @@ class Traffic(Maker):
         transport = {"opened": TCP, "accepted": TCP, "datagrams": UDP}.get(kind, 0)
         accepted = kind == "accepted"
         sport = self.one(OURS) if accepted or kind == "datagrams" else 40_000 + number
+        port = self.one(PORTS)
         stored = kind not in ("raw", "nobody") and self.odds(8)
         socket = Socket(
             0 if kind == "nobody" else (1 << 40) + number, self.identity(), stored=stored,
@@ -87,9 +90,10 @@ class Traffic(Maker):
         )  # fmt: skip
         if accepted and socket.stored:
             socket.flags, socket.identity = int(FlowFlag.INBOUND), NOBODY
+            socket.peer, socket.peer_port = peer, port
         elif kind == "opened" and socket.stored and self.odds(7):
             socket.flags = int(FlowFlag.STARTED)
-        self.senders.append(Sender(socket, transport, Tuple(us, peer, sport, self.one(PORTS), transport), accepted))
+        self.senders.append(Sender(socket, transport, Tuple(us, peer, sport, port, transport), accepted))
 
     # ---- what the engine does
 
@@ -124,7 +128,7 @@ class Traffic(Maker):
         config = Config(
             Mode.ENFORCE if enforcing else self.one((Mode.OBSERVE,) * 5 + (Mode.PANIC,)), self.hold_ifindex, present,
             sum(bit for bit in tuple(PostureBit)[:6] if self.odds(4)), 3 if self.odds(1) else 1024,
-            0 if self.odds(1) else MINUTE, self.one((0, MARK)),
+            0 if self.odds(1) else MINUTE, self.one((0, MARK)), self.one((0, 0, 0, 1)),
         )  # fmt: skip
         for gate in self.gates:
             gate.set_config(config)
@@ -163,6 +167,7 @@ class Traffic(Maker):
             self.one(VERDICTS_IN), OpenedBy.OUTSIDE, self.number(), self.chance.randint(1, 99),
             sender.socket.start or 1000 if coming.transport == TCP else 0,
             self.one((0, int(FlowFlag.PAYLOAD_PASSED))), self.one((0, 0, 0, LATER, 1)), self.chance.randrange(2),
+            self.one((0, 1000, 1000, 1100)),
         )  # fmt: skip
         # An answer that nobody asked for is a flow from outside too, by a key of its own.
         return state, coming._replace(dport=IcmpKind.ANSWER_IN) if icmp and self.odds(5) else coming
@@ -184,6 +189,7 @@ class Traffic(Maker):
             socket.flags = int(FlowFlag.INBOUND) if socket.stored else 0
         else:
             socket.connections += 1
+            socket.peer_port = 0
 
     # ---- packets
 
@@ -219,13 +225,14 @@ class Traffic(Maker):
         mark = self.one((0, 0, 0, 0, 0, MARK, MARK + 1))
         return sender, self._frame(flow, inside), Way(came_by, mark)
 
-    def coming(self) -> tuple[bytes, bool, int]:
-        """A frame that comes in, whether the socket table says that its connection came from outside, and its mark."""
+    def coming(self) -> tuple[bytes, tuple[int, bool], int]:
+        """A frame that comes in, what the socket table says of it (the socket's state, and whether its connection was
+        opened from outside), and its mark."""
         sender = self.one(self.senders)
         flow = self._tuple_out(sender).reversed()
         inside = self._coming(flow) if flow.transport == TCP else self._datagram(flow)
         self.inside = False
-        return self._frame(flow, inside), self.odds(3), self.one((0, 0, 0, 0, 0, 0, 0, MARK))
+        return self._frame(flow, inside), self.one(TABLE), self.one((0, 0, 0, 0, 0, 0, 0, MARK))
 
     def _coming(self, flow: Tuple) -> bytes:
         if self.odds(4):

@@ -156,7 +156,7 @@ class Maker:
         mode = Mode.ENFORCE if enforcing or self.odds(6) else self.one((Mode.OBSERVE,) * 5 + (Mode.PANIC,))
         config = Config(
             mode, hold_ifindex, present, sum(bit for bit in tuple(PostureBit)[:5] if self.odds(5)),
-            1 if self.odds(2) else 1024, 0 if self.odds(1) else MINUTE,
+            1 if self.odds(2) else 1024, 0 if self.odds(1) else MINUTE, orders=0 if self.odds(8) else 1,
         )  # fmt: skip
         gate.set_config(config)
 
@@ -183,6 +183,9 @@ class Maker:
             socket.start, socket.flags = 1000, int(FlowFlag.STARTED | passed)
         elif socket.stored:
             self._remember(socket, number)
+        if socket.stored and flow.transport == TCP and self.odds(9):
+            socket.peer, socket.peer_port = flow.dst, flow.dport if self.odds(9) else 1
+            socket.local_port = self.one((0, flow.sport, flow.sport))
         self.sockets.append((socket, flow, version))
 
     def _remember(self, socket: Socket, number: int) -> None:

@@ -78,6 +78,12 @@ class Socket:
     flags: int = 0
     start: int = 0
     connections: int = 1
+    peer: bytes = bytes(16)
+    peer_port: int = 0
+    """Of TCP: to whom what is stored applies; 0: not known yet."""
+    local_port: int = 0
+    """0: any."""
+    orders: int = 0
 
 
 @dataclass
@@ -91,25 +97,27 @@ class Egress:
     told: list[VerdictEvent] = field(default_factory=list)
     """What the ring would carry."""
 
-    def packet(self, socket: Socket, frame: bytes) -> Judged:
-        """Judge an Ethernet frame that leaves through this socket; a held one is noted in the map `held`."""
+    def packet(self, socket: Socket, frame: bytes, *, observed: bool | None = None, first: bool = False) -> Judged:
+        """Judge an Ethernet frame that leaves through this socket; a held one is noted in the map `held`.
+
+        `observed`: by a word that still stands for the socket. None: as its storage says. `first`: of its connection,
+        so that nothing was decided about it before.
+        """
         gate = self.gate
         mode, present = gate.config().mode, Present(gate.config().present)
         generation = gate.generation()
         packet = packets.parse(frame)
         assert isinstance(packet, Packet), packet
-        observe = mode == Mode.OBSERVE or bool(socket.flags & FlowFlag.OBSERVE)
-        undecided = False
-        if mode == Mode.PANIC or socket.flags & FlowFlag.INBOUND:
-            return Judged(Outcome.PASS)
-        if socket.stored and socket.generation == generation and self._unexpired(socket.expires):
-            if socket.verdict in _PASSING:
-                return Judged(Outcome.PASS)
-            if socket.verdict == KernelVerdict.UNDECIDED:
-                undecided = True
-            elif socket.verdict:
-                return Judged(Outcome.PASS if observe else Outcome.DROP)
         tcp = packet.protocol == packets.TCP
+        if observed is None:
+            observed = tcp and bool(socket.flags & FlowFlag.OBSERVE)
+        observe, undecided = mode == Mode.OBSERVE or observed, False
+        if mode == Mode.PANIC:
+            return Judged(Outcome.PASS)
+        stale = tcp and socket.stored and not first and socket.orders != gate.config().orders
+        if tcp and not stale and (decided := self._by_socket(socket)) is not None:
+            return decided
+        undecided = tcp and not stale and self._is_undecided(socket)
         if tcp and socket.stored and packet.flags & packets.SYN and not packet.flags & packets.ACK:
             socket.start = (packet.seq + 1) & 0xFFFFFFFF
             socket.flags |= FlowFlag.STARTED
@@ -132,6 +140,8 @@ class Egress:
         if Present.SET_DEST in present and (entry := self._destination(DestinationClass.SET, flow)):
             return self._apply(run, entry, Origin.SET)
         known = gate.standing(gate.flows.get(key))
+        if known is not None and known.by_name and tcp and not socket.stored and opens(packet):
+            known = None  # what one stream carried says nothing of the next one with its ports
         run.observe = mode == Mode.OBSERVE
         socket.flags &= ~FlowFlag.OBSERVE
         if present & (Present.STRATEGY_DEST | Present.STRATEGY_ID):
@@ -142,10 +152,16 @@ class Egress:
             if entry is not None and entry.verdict == KernelVerdict.OBSERVE:
                 run.observe = True
                 socket.flags |= FlowFlag.OBSERVE if socket.stored else 0
+        if stale:
+            # Nobody has said anything about this flow: what was decided holds.
+            socket.orders = gate.config().orders
+            if (decided := self._by_socket(socket)) is not None:
+                return decided
+            undecided = self._is_undecided(socket)
         if known is not None:
             if known.verdict == KernelVerdict.UNDECIDED:
                 undecided = True
-            elif known.by_name and quic:
+            elif quic and (known.by_name or Present.SET_NAME in present):
                 return self._hold(run, StageNumber.PAYLOAD, length)
             else:
                 return self._apply(run, known, Origin.FLOW)
@@ -170,6 +186,7 @@ class Egress:
         passed = bool(socket.stored and socket.flags & FlowFlag.PAYLOAD_PASSED)
         if socket.stored and allowed is None and not passed:
             socket.verdict, socket.generation, socket.expires = KernelVerdict.UNDECIDED, generation, 0
+            socket.orders = gate.config().orders
         if passed:
             return self._hold(run, StageNumber.PAYLOAD, length)
         if not length:
@@ -197,6 +214,19 @@ class Egress:
         return entry is not None and entry.verdict in (KernelVerdict.DENY, KernelVerdict.REJECT)
 
     # ---- look-ups
+
+    def _stands(self, socket: Socket) -> bool:
+        return socket.stored and socket.generation == self.gate.generation() and self._unexpired(socket.expires)
+
+    def _is_undecided(self, socket: Socket) -> bool:
+        return self._stands(socket) and socket.verdict == KernelVerdict.UNDECIDED
+
+    def _by_socket(self, socket: Socket) -> Judged | None:
+        """What socket storage says of a packet of its flow; None: nothing that decides."""
+        if not self._stands(socket) or socket.verdict in (KernelVerdict.NONE, KernelVerdict.UNDECIDED):
+            return None
+        observe = self.gate.config().mode == Mode.OBSERVE or socket.flags & FlowFlag.OBSERVE
+        return Judged(Outcome.PASS if socket.verdict in _PASSING or observe else Outcome.DROP)
 
     def _unexpired(self, expires: int) -> bool:
         return not expires or self.gate.clock() < expires
@@ -273,6 +303,7 @@ class Egress:
         if socket.stored and run.tcp:
             socket.verdict, socket.verdict_id = entry.verdict, entry.id
             socket.generation, socket.expires = run.generation, entry.expires
+            socket.orders = self.gate.config().orders
             socket.flags &= ~FlowFlag.HOLDING
             if passes or run.observe:
                 socket.flags |= FlowFlag.PAYLOAD_PASSED
@@ -299,7 +330,7 @@ class Egress:
         note = Held(
             who, socket.cookie, self.gate.clock(), self.ifindex, run.generation,
             socket.verdict_id if socket.stored else 0, run.key.part, socket.start, stage, flags,
-            Hook.INGRESS if self.inside else Hook.EGRESS,
+            Hook.INGRESS if self.inside else Hook.EGRESS, 0, self.gate.redirected,
         )  # fmt: skip
         if socket.stored and length:
             socket.flags |= FlowFlag.HOLDING | (FlowFlag.COPIED if run.observe else 0)
@@ -357,7 +388,11 @@ def kernel_name(payload: bytes) -> bytes:
 
 
 def quic_long_header(payload: bytes) -> bool:
-    return len(payload) >= 1200 and payload[0] & 0xC0 == 0xC0
+    return len(payload) >= 1200 and bool(payload[0] & 0x80)
+
+
+def opens(packet: Packet) -> bool:
+    return bool(packet.flags & packets.SYN) and not packet.flags & packets.ACK
 
 
 def record(event: VerdictEvent) -> bytes:

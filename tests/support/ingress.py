@@ -30,10 +30,12 @@ from engine.protocols import packet as packets
 from tests.support import headers
 from tests.support.egress import NOBODY, Outcome, key_of, quic_long_header
 from tests.support.headers import Headers, Status
-from tests.support.oracle import ANSWER_NS
+from tests.support.oracle import ANSWER_NS, is_another_s
 from tests.support.simulator import SimulatedGate
 
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
+TIME_WAIT, LISTENS, SYN_RECEIVED = 6, 10, 12
+"""States of a socket (net/tcp_states.h)."""
 _APPLIED = {Origin.DEST: Counter.HIT_DEST}
 
 
@@ -46,9 +48,9 @@ class Ingress:
     link: int = 14
     told: list[VerdictEvent] = field(default_factory=list)
 
-    def packet(self, frame: bytes, *, outside: bool = False, mark: int = 0) -> Outcome:
-        """`outside`: the socket table knows this TCP segment's connection as one that was opened from outside, or
-        somebody listens for it."""
+    def packet(self, frame: bytes, *, found: int = 0, accepted: bool = False, mark: int = 0) -> Outcome:
+        """`found`, `accepted`: the state of the socket that a TCP segment comes in for (0: there is none), and whether
+        its connection was opened from outside."""
         gate, config = self.gate, self.gate.config()
         present, self._observe = Present(config.present), config.mode == Mode.OBSERVE
         if config.mode == Mode.PANIC:
@@ -75,20 +77,23 @@ class Ingress:
         opening = tcp and bool(read.flags & packets.SYN) and not read.flags & packets.ACK
         if tcp and read.flags & packets.RST:
             return Outcome.PASS
+        if headers.is_icmp(read, headers.ERRORS):
+            return self._passed(Counter.PASSED_REPLY)
         key = _key(read)
         known = gate.inbounds.get(key)
         start = (read.seq + 1) & 0xFFFFFFFF if opening else 0
-        if opening and known is not None and known.start != start:
+        again = found == SYN_RECEIVED and (known is None or known.start == start)
+        if opening and found not in (0, LISTENS, TIME_WAIT) and not again:
+            return self._passed(Counter.PASSED_REPLY)  # the connection is there already: the stack challenges it
+        if opening and known is not None and (known.start != start or known.by_name):
             known = None
-        if tcp and not opening and known is None and not outside:
+        if tcp and not opening and known is None and not (accepted or found in (LISTENS, SYN_RECEIVED)):
             return self._passed(Counter.PASSED_REPLY)
         if not tcp and known is not None and known.opened_by == OpenedBy.HERE:
             if gate.clock() < known.expires:
                 gate.inbounds.put(key, known._replace(expires=gate.clock() + ANSWER_NS))
                 return self._passed(Counter.PASSED_REPLY)
             known = None
-        if known is None and headers.is_icmp(read, headers.ERRORS):
-            return self._passed(Counter.PASSED_REPLY)
         started = tcp and (opening or known is not None)
         run = _Run(flow, key, tcp, start, read, FlowFlag.STARTED if started else FlowFlag(0))
         if known is not None:
@@ -112,8 +117,9 @@ class Ingress:
             return self._apply(run, entry, Origin.DEST)
         if tcp:
             undecided = InboundFlow(
-                KernelVerdict.UNDECIDED, OpenedBy.OUTSIDE, self._generation, 0, run.start, int(FlowFlag.STARTED)
-            )
+                KernelVerdict.UNDECIDED, OpenedBy.OUTSIDE, self._generation, 0, run.start, int(FlowFlag.STARTED),
+                judged=run.start,
+            )  # fmt: skip
             gate.inbounds.put(run.key, undecided)
             if not read.payload:
                 return Outcome.PASS
@@ -122,9 +128,18 @@ class Ingress:
     def _stands(self, run: _Run, known: InboundFlow) -> Outcome:
         if known.verdict in _PASSING:
             again = not run.tcp and known.by_name and quic_long_header(run.read.payload)
-            return self._hold(run, StageNumber.PAYLOAD) if again else Outcome.PASS
+            if again:
+                return self._hold(run, StageNumber.PAYLOAD)
+            behind = run.tcp and run.read.payload and known.judged != known.start
+            if not behind or (run.read.seq - known.judged) & 0xFFFFFFFF < 1 << 31:
+                return Outcome.PASS
+            # What decided the stream has been handed on: nothing else may take its place.
+            return self._refused()
         if known.verdict == KernelVerdict.UNDECIDED:
             return Outcome.PASS if run.tcp and not run.read.payload else self._hold(run, StageNumber.PAYLOAD)
+        return self._refused()
+
+    def _refused(self) -> Outcome:
         if self._observe:
             return self._passed(Counter.WOULD_DROP)
         self.gate.counted[Counter.DROPPED_INBOUND] += 1
@@ -159,9 +174,10 @@ class Ingress:
         run.flags = FlowFlag.PAYLOAD_PASSED if passes or self._observe else FlowFlag(0)
         state = InboundFlow(
             entry.verdict, OpenedBy.OUTSIDE, self._generation, entry.id, run.start, int(run.flags), entry.expires,
-            entry.by_name,
+            entry.by_name, run.start,
         )  # fmt: skip
-        self.gate.inbounds.put(run.key, state)
+        if passes or self._observe or run.tcp:  # a refused datagram is no flow
+            self.gate.inbounds.put(run.key, state)
         flags = FlowFlag.NO_STORAGE | FlowFlag.INBOUND | (FlowFlag.OBSERVE if self._observe else FlowFlag(0))
         self.told.append(
             VerdictEvent(
@@ -176,22 +192,22 @@ class Ingress:
         if self._observe:
             return self._passed(Counter.WOULD_DROP)
         self.gate.counted[Counter.DROPPED_INBOUND] += 1
-        if entry.verdict != KernelVerdict.REJECT or self._cannot_hold():
+        if entry.verdict != KernelVerdict.REJECT or self._cannot_hold(run):
             return Outcome.DROP
         self.gate.counted[Counter.HELD_REJECT] += 1
         return self._note(run, StageNumber.REJECT)
 
-    def _cannot_hold(self) -> tuple[PostureBit, Counter] | None:
+    def _cannot_hold(self, run: _Run) -> tuple[PostureBit, Counter] | None:
         gate, config = self.gate, self.gate.config()
         redirected, taken = gate.hold_queue()
         if gate.clock() - gate.beaten > config.heartbeat_max:
             return PostureBit.ENGINE_ABSENT, Counter.DROPPED_ENGINE_ABSENT
-        if redirected - taken >= config.hold_limit:
+        if redirected - taken >= config.hold_limit or is_another_s(gate, run.flow, 0, 0):
             return PostureBit.HOLD_FULL, Counter.DROPPED_HOLD_FULL
         return None
 
     def _hold(self, run: _Run, stage: StageNumber) -> Outcome:
-        if (why_not := self._cannot_hold()) is not None:
+        if (why_not := self._cannot_hold(run)) is not None:
             return self._posture(*why_not)
         self.gate.counted[Counter.HELD_INBOUND] += 1
         return self._note(run, stage)
@@ -201,8 +217,9 @@ class Ingress:
         if self._observe:
             flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
         note = Held(
-            NOBODY, 0, 0, self.ifindex, self._generation, run.before, 0, run.start, stage, int(flags), Hook.INGRESS
-        )
+            NOBODY, 0, 0, self.ifindex, self._generation, run.before, 0, run.start, stage, int(flags), Hook.INGRESS, 0,
+            self.gate.redirected,
+        )  # fmt: skip
         self.gate.notes.put(run.flow, note)
         self.gate.redirected += 1
         return Outcome.PASS if self._observe else Outcome.HOLD

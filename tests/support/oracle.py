@@ -25,15 +25,18 @@ from engine.abi.numbers import (
     Present,
     StageNumber,
 )
-from engine.abi.records import Held, InboundFlow, VerdictEntry
+from engine.abi.records import Held, InboundFlow, Tuple, VerdictEntry
 from engine.model import net
 from engine.protocols import packet as packets
 from tests.support import captures, headers
 from tests.support.egress import NOBODY, Egress, Judged, Outcome, Socket, _Run
 from tests.support.headers import Headers, Status
+from tests.support.simulator import SimulatedGate
 
 ANSWER_NS = 180 * 10**9
 """How long what comes in is taken for the answer to a datagram (docs/adr/0014)."""
+_MAPPED = bytes(10) + b"\xff\xff"
+_REFUSED = (KernelVerdict.DENY, KernelVerdict.REJECT)
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
 _APPLIED = {
     Origin.FLOW: (Counter.HIT_FLOW, Counter.DROPPED_FLOW),
@@ -62,32 +65,58 @@ class Oracle(Egress):
     def packet(self, socket: Socket, frame: bytes, way: Way = SENT_HERE) -> Judged:
         """A packet without a socket has one with the cookie 0, as for the kernel."""
         config = self.gate.config()
-        observe = config.mode == Mode.OBSERVE or bool(socket.stored and socket.flags & FlowFlag.OBSERVE)
+        observe, forwarded = config.mode == Mode.OBSERVE, False
         if config.mode == Mode.PANIC:
             return self._counted(Outcome.PASS, Counter.PASSED_PANIC)
         if way.mark and way.mark == config.release_mark and way.came_by == self.ifindex:
             return self._counted(Outcome.PASS, Counter.PASSED_RELEASED)
         if not socket.cookie and way.came_by not in (0, self.ifindex):
-            judged = self._passing_through(way.came_by)
-            if judged is not None:
-                return judged
-        if (decided := self._decided(socket, observe)) is not None:
-            return decided
+            passing = self._passing_through(way.came_by)
+            forwarded = passing is not None and passing.outcome is Outcome.PASS
+            if passing is not None and not (forwarded and config.present & Present.INBOUND):
+                return passing
+        plain = is_plain(socket, frame)
+        if plain:
+            if (decided := self._decided(socket)) is not None:
+                return decided
+            observe = observe or bool(socket.flags & FlowFlag.OBSERVE)
         kind = self.interfaces.get(self.ifindex, InterfaceKind.ETHERNET)
         self.inside = bool(kind & InterfaceKind.INSIDE)
         read = headers.read(frame, 14 if kind & InterfaceKind.ETHERNET else 0)
         if read.status is not Status.OK:
             judged = self._unread(read.status, socket, observe)
+        elif forwarded:
+            judged = Judged(Outcome.PASS)  # only its answer is to be expected
         else:
+            first = False
+            if socket.stored and read.flow.transport == packets.TCP and not plain:
+                if first := not _is_of(socket, read.flow):
+                    socket = self._meet(socket, read)
+                elif (decided := self._decided(socket)) is not None:
+                    return decided
+                else:
+                    observe = observe or bool(socket.flags & FlowFlag.OBSERVE)
             if _opens(read) and socket.stored:
                 socket.start = (read.seq + 1) & 0xFFFFFFFF
                 socket.flags |= FlowFlag.STARTED
             if (answer := self._answer(socket, read, observe)) is not None:
                 return answer
-            judged = self._sent_by(socket, read)
+            judged = self._sent_by(socket, read, observe=observe, first=first)
         if judged.outcome is Outcome.PASS:
             self._expect_answer(read)
         return judged
+
+    @staticmethod
+    def _meet(socket: Socket, read: Headers) -> Socket:
+        """A TCP packet of a socket whose storage is about another flow, or about none yet: the first one of a
+        connection says whom it is about. Any other has no storage."""
+        if socket.peer_port and not _opens(read):
+            return Socket(socket.cookie, NOBODY, stored=False)
+        socket.peer, socket.peer_port, socket.local_port = read.flow.dst, read.flow.dport, read.flow.sport
+        socket.verdict = socket.generation = 0
+        if _opens(read):
+            socket.flags &= ~FlowFlag.INBOUND
+        return socket
 
     def _passing_through(self, came_by: int) -> Judged | None:
         """A packet of nobody here, from another interface: an inside one has judged it already; one that nobody knows
@@ -112,11 +141,11 @@ class Oracle(Egress):
             return self._counted(Outcome.PASS, Counter.PASSED_FRAGMENT)
         return self._counted(Outcome.DROP, Counter.DROPPED_FRAGMENT)
 
-    def _sent_by(self, socket: Socket, read: Headers) -> Judged:
+    def _sent_by(self, socket: Socket, read: Headers, *, observe: bool, first: bool) -> Judged:
         """What leaves in a flow of its own."""
         if self._has_nothing_to_wait_for(socket, read):
             return Judged(Outcome.PASS)
-        judged = super().packet(socket, plain(read))
+        judged = super().packet(socket, plain(read), observed=observe, first=first)
         if judged.origin is Origin.NEVER_DENY:
             self.gate.counted[Counter.PASSED_NEVER_DENY] += 1
         elif _is_bare(socket, read):
@@ -143,6 +172,8 @@ class Oracle(Egress):
         known = None
         if not icmp or headers.is_icmp(read, headers.ANSWERS):
             known = self.gate.inbounds.get(read.flow.reversed())
+        if known is not None and not tcp and known.verdict in _REFUSED:
+            known = None  # a datagram that was refused began nothing
         if not accepted and (known is None or known.opened_by != OpenedBy.OUTSIDE):
             return None
         plan = self.gate.plan(generation)
@@ -153,6 +184,7 @@ class Oracle(Egress):
         if known.verdict in _PASSING and tcp and socket.stored:
             # One peer is all that it has.
             socket.verdict, socket.generation, socket.expires = KernelVerdict.ALLOW, generation, known.expires
+            socket.orders = self.gate.config().orders
         if known.verdict in (*_PASSING, KernelVerdict.UNDECIDED):
             return Judged(Outcome.PASS)  # undecided: a server may speak first
         if observe:
@@ -161,7 +193,7 @@ class Oracle(Egress):
 
     def _hold_answer(self, socket: Socket, read: Headers, observe: bool, before: int) -> Judged:
         """The flow is asked about as one that comes in, whoever sends."""
-        if (why_not := self._cannot_hold()) is not None:
+        if (why_not := self._cannot_hold(read.flow, socket.cookie, 0)) is not None:
             return self._posture(*why_not, socket, observe, len(read.payload))
         self.gate.counted[Counter.HELD_LATE] += 1
         flags = FlowFlag.INBOUND | FlowFlag.NO_STORAGE | FlowFlag.PAYLOAD_PASSED
@@ -169,7 +201,8 @@ class Oracle(Egress):
             flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
         note = Held(
             NOBODY, socket.cookie, self.gate.clock(), self.ifindex, self.gate.generation(), before, 0, 0,
-            StageNumber.PAYLOAD, int(flags), Hook.INGRESS if self.inside else Hook.EGRESS,
+            StageNumber.PAYLOAD, int(flags), Hook.INGRESS if self.inside else Hook.EGRESS, 1,
+            self.gate.redirected,
         )  # fmt: skip
         self.gate.notes.put(read.flow, note)
         self.gate.redirected += 1
@@ -186,7 +219,7 @@ class Oracle(Egress):
             return
         key = flow._replace(dport=IcmpKind.ANSWER_IN) if icmp else flow
         known, until = self.gate.inbounds.get(key), self.gate.clock() + ANSWER_NS
-        if known is None or (icmp and known.opened_by == OpenedBy.OUTSIDE):
+        if known is None or (known.opened_by == OpenedBy.OUTSIDE and (icmp or known.verdict in _REFUSED)):
             known = InboundFlow(KernelVerdict.NONE, OpenedBy.HERE)
         if known.opened_by == OpenedBy.HERE:
             self.gate.inbounds.put(key, known._replace(expires=until))
@@ -197,30 +230,23 @@ class Oracle(Egress):
         self.gate.counted[counter] += 1
         return Judged(outcome)
 
-    def _decided(self, socket: Socket, observe: bool) -> Judged | None:
-        """What socket storage says before anything is read of the packet."""
-        if not socket.stored:
-            return None
+    def _decided(self, socket: Socket) -> Judged | None:
+        """What socket storage says of its own flow before anything else is looked up."""
         if _is_accepted(socket) and not self.gate.config().present & Present.INBOUND:
             return Judged(Outcome.PASS)
-        if socket.generation != self.gate.generation() or not self._unexpired(socket.expires):
-            return None
-        if socket.verdict in _PASSING:
-            return Judged(Outcome.PASS)
-        if socket.verdict in (KernelVerdict.NONE, KernelVerdict.UNDECIDED):
-            return None
-        if observe:
-            return self._counted(Outcome.PASS, Counter.WOULD_DROP)
-        return self._counted(Outcome.DROP, Counter.DROPPED_FLOW)
+        # A person has said something since: that comes first.
+        return self._by_socket(socket) if socket.orders == self.gate.config().orders else None
+
+    def _by_socket(self, socket: Socket) -> Judged | None:
+        judged = super()._by_socket(socket)
+        if judged is not None and socket.verdict not in _PASSING:
+            passes = judged.outcome is Outcome.PASS
+            self.gate.counted[Counter.WOULD_DROP if passes else Counter.DROPPED_FLOW] += 1
+        return judged
 
     def _has_nothing_to_wait_for(self, socket: Socket, read: Headers) -> bool:
         """Undecided in this very generation, and no payload: passes before anything else is looked up."""
-        undecided = (
-            socket.stored
-            and socket.verdict == KernelVerdict.UNDECIDED
-            and socket.generation == self.gate.generation()
-            and self._unexpired(socket.expires)
-        )
+        undecided = socket.orders == self.gate.config().orders and self._is_undecided(socket)
         if not undecided or read.flow.transport != packets.TCP or read.payload or read.flags & packets.RST:
             return False
         return not socket.flags & FlowFlag.PAYLOAD_PASSED
@@ -238,24 +264,28 @@ class Oracle(Egress):
         if entry.verdict not in _PASSING:
             self.gate.counted[Counter.WOULD_DROP if run.observe else dropped] += 1
         judged = super()._apply(run, entry, origin, name)
-        if judged.outcome is not Outcome.DROP or entry.verdict != KernelVerdict.REJECT or self._cannot_hold():
+        if judged.outcome is not Outcome.DROP or entry.verdict != KernelVerdict.REJECT or self._queued(run):
             return judged
         # The engine tells the sender; the packet is refused already, so nothing waits behind it.
         self.gate.counted[Counter.HELD_REJECT] += 1
         return replace(judged, outcome=super()._hold(run, StageNumber.REJECT, 0).outcome)
 
-    def _cannot_hold(self) -> tuple[PostureBit, Counter] | None:
+    def _queued(self, run: _Run) -> tuple[PostureBit, Counter] | None:
+        socket = run.socket
+        return self._cannot_hold(run.flow, socket.cookie, socket.identity.tgid if socket.stored else 0)
+
+    def _cannot_hold(self, flow: Tuple, cookie: int, tgid: int) -> tuple[PostureBit, Counter] | None:
         """The condition that keeps a packet from being held, and what counts it."""
         gate, config = self.gate, self.gate.config()
         redirected, taken = gate.hold_queue()
         if gate.clock() - gate.beaten > config.heartbeat_max:
             return PostureBit.ENGINE_ABSENT, Counter.DROPPED_ENGINE_ABSENT
-        if redirected - taken >= config.hold_limit:
+        if redirected - taken >= config.hold_limit or is_another_s(gate, flow, cookie, tgid):
             return PostureBit.HOLD_FULL, Counter.DROPPED_HOLD_FULL
         return None
 
     def _hold(self, run: _Run, stage: StageNumber, length: int) -> Judged:
-        if (why_not := self._cannot_hold()) is not None:
+        if (why_not := self._queued(run)) is not None:
             return self._posture(*why_not, run.socket, run.observe, length)
         self.gate.counted[self._why(run, stage)] += 1
         held = super()._hold(run, stage, length)
@@ -271,6 +301,34 @@ class Oracle(Egress):
             return Counter.HELD_CONNECT
         late = run.socket.stored and run.socket.flags & FlowFlag.PAYLOAD_PASSED
         return Counter.HELD_LATE if late else Counter.HELD_PAYLOAD
+
+
+def is_another_s(gate: SimulatedGate, flow: Tuple, cookie: int, tgid: int) -> bool:
+    """Does a frame wait under this tuple that another socket or program sent? One note cannot speak of both."""
+    waiting = gate.notes.get(flow)
+    if waiting is None or waiting.number < gate.hold_queue()[1]:
+        return False
+    return (waiting.cookie, waiting.identity.tgid) != (cookie, tgid)
+
+
+def is_plain(socket: Socket, frame: bytes) -> bool:
+    """Is this Ethernet frame, without any option of its network header, of the TCP flow that the storage is about?"""
+    if not socket.stored or not socket.peer_port or len(frame) < 14 + 20 + 4:
+        return False
+    kind, ip = frame[12:14], frame[14:]
+    if kind == b"\x08\0":
+        plain = ip[0] == 0x45 and ip[9] == packets.TCP and not int.from_bytes(ip[6:8], "big") & 0x3FFF
+        to, at = _MAPPED + ip[16:20], 20
+    elif kind == b"\x86\xdd" and len(ip) >= 44:
+        plain, to, at = ip[0] >> 4 == 6 and ip[6] == packets.TCP, ip[24:40], 40
+    else:
+        return False
+    sport, dport = (int.from_bytes(ip[each : each + 2], "big") for each in (at, at + 2))
+    return plain and _is_of(socket, Tuple(b"", to, sport, dport, packets.TCP))
+
+
+def _is_of(socket: Socket, flow: Tuple) -> bool:
+    return (socket.peer, socket.peer_port) == (flow.dst, flow.dport) and socket.local_port in (0, flow.sport)
 
 
 def _is_accepted(socket: Socket) -> bool:

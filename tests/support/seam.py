@@ -29,7 +29,9 @@ struct seam {
 	__u32 socket;  /* 0: the packet has none */
 	__u32 stored;  /* the socket has storage */
 	__u32 came_by; /* interface */
-	__u32 outside; /* the socket table's word on a segment that comes in: opened from outside */
+	__u32 found;   /* state of the socket that a segment comes in for, 0 for none */
+	__u32 accepted; /* its connection was opened from outside */
+	__u32 pad;
 };
 
 BPF_F_TABLE("array:" SALLYPORT_PINS "/seam_before", __u32, struct socket_state, seam_before, 1, 0);
@@ -75,11 +77,12 @@ static inline __attribute__((always_inline)) __u32 seam_came_by(void)
 	return run ? run->came_by : 0;
 }
 
-static inline __attribute__((always_inline)) __u32 seam_outside(void)
+static inline __attribute__((always_inline)) __u32 seam_socket_of(__u32 *accepted)
 {
 	struct seam *run = seam();
 
-	return run ? run->outside : 0;
+	*accepted = run && run->accepted;
+	return run ? run->found : 0;
 }
 
 """
@@ -92,15 +95,17 @@ SEAMS = (
     (FIRST, SEAM + FIRST),
     ("sockets.sk_storage_get(sk, 0, 0)", "seam_storage(sk)"),
     ("struct bpf_sock *sk = skb->sk;", "struct bpf_sock *sk = seam_socket() ? skb->sk : 0;"),
-    ("!is_opened_outside(skb, s)", "!seam_outside()"),
     (
         "int gate_egress(struct __sk_buff *skb)\n{",
         "static inline __attribute__((always_inline)) int judged(struct __sk_buff *skb)\n{",
     ),
 )
 """Each is there exactly once."""
-CAME_BY = "skb->ingress_ifindex", "seam_came_by()"
-"""Wherever it stands."""
+EVERYWHERE = (
+    ("skb->ingress_ifindex", "seam_came_by()"),
+    ("= socket_of(skb, s, &accepted)", "= seam_socket_of(&accepted)"),
+)
+"""Wherever they stand."""
 
 TAIL = """
 int gate_egress(struct __sk_buff *skb)
@@ -130,9 +135,11 @@ def seamed(text: str) -> str:
         if text.count(old) != 1:
             raise SystemExit(f"gate.c has not exactly one: {old}")
         text = text.replace(old, new)
-    if CAME_BY[0] not in text:
-        raise SystemExit(f"gate.c has no: {CAME_BY[0]}")
-    return text.replace(*CAME_BY) + TAIL
+    for old, new in EVERYWHERE:
+        if old not in text:
+            raise SystemExit(f"gate.c has no: {old}")
+        text = text.replace(old, new)
+    return text + TAIL
 
 
 def main() -> None:
