@@ -55,7 +55,7 @@ class Commands:
         order = Order.make(_order(request))
         self._orders.set(order)
         await self._changed()
-        cut = self._gatekeeper.obey(order) if order.kind == "verdict" else 0
+        cut = await self._gatekeeper.obey(order) if order.kind == "verdict" else 0
         self._journal.note("command", action="set", cut=cut, **asdict(order))
         return {"set": asdict(order), "cut": cut}
 

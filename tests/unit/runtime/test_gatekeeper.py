@@ -966,7 +966,7 @@ def test_a_word_that_is_given_while_the_policy_thinks_counts(rig: Rig) -> None:
         await asyncio.sleep(0)
         word = order("good.example", "deny")
         rig.orders.set(word)
-        rig.gatekeeper.obey(word)
+        await rig.gatekeeper.obey(word)
         answer.set_result(None)
         await rig.settle()
         assert rig.released == []
@@ -986,7 +986,7 @@ def test_a_deny_that_is_set_ends_the_flows_in_progress_that_it_names_and_no_othe
             await rig.settle()
         word = order("good.example", "deny", reason="incident 812")
         rig.orders.set(word)
-        assert rig.gatekeeper.obey(word) == 2
+        assert await rig.gatekeeper.obey(word) == 2
         assert {cookie for _, cookie in rig.cuts} == {clients[0].socket.cookie, clients[2].socket.cookie}
         # A frame that was on its way meets the word, too.
         rig.released.clear()
@@ -1012,7 +1012,25 @@ def test_a_deny_of_a_destination_reaches_the_flows_under_its_prefix_port_and_tra
             ("::ffff:198.51.100.0/120", 443, "tcp", 1),
         ):
             word = order(value, "deny", by="dest", port=port, transport=transport)
-            assert rig.gatekeeper.obey(word) == cuts, value
+            assert await rig.gatekeeper.obey(word) == cuts, value
+
+    run(scene())
+
+
+def test_a_deny_that_ends_thousands_leaves_held_packets_their_turn(rig: Rig) -> None:
+    async def scene() -> None:
+        for number in range(200):
+            client = rig.client(sport=40_000 + number)
+            client.send(client.syn())
+        await rig.settle()
+        word = order("198.51.100.0/24", "deny", by="dest")
+        rig.orders.set(word)
+        ending = asyncio.ensure_future(rig.gatekeeper.obey(word))
+        turns = 0
+        while not ending.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 3
 
     run(scene())
 
