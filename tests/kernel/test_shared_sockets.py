@@ -35,6 +35,7 @@ POLICY = {
         'scope := {"direction", "dest"}\n\n'
         'deny contains "private" if {\n\tinput.direction == "ingress"\n'
         f"\tinput.dest.port in {{{', '.join(str(PRIVATE + 10 * number) for number in range(9))}}}\n}}\n"
+        'deny contains "no pings" if {\n\tinput.direction == "ingress"\n\tinput.dest.transport == "icmp"\n}\n'
     ),
 }
 RAW = "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)"
@@ -193,3 +194,15 @@ def test_a_raw_socket_has_the_flow_that_it_answers_in_and_no_other(host: Host) -
         awaited(lambda before=before: stopped(host) > before, host.engine.status)
         with pytest.raises(BlockingIOError):
             far.do(f"{receiver}.setblocking(False); {receiver}.recv(16)")
+
+
+def test_a_ping_that_was_refused_keeps_no_error_out(host: Host) -> None:
+    """An ICMP error is about a packet of this host's, whatever else its sender was told: here, that nobody listens."""
+    near, far = host.agent(), host.agent(outside=True)
+    before = stopped(host)
+    echo = bytes([8, 0, 0xF7, 0xFF]) + bytes(4)
+    far.do(f"r = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); r.sendto({echo!r}, ({INSIDE!r}, 0))")
+    awaited(lambda: stopped(host) > before, host.engine.status)
+    near.do(f"u = udp({OUTSIDE!r}); u.connect(({OUTSIDE!r}, {OPEN + 70})); u.send(b'nobody?')")
+    with pytest.raises(ConnectionRefusedError):
+        near.do("u.recv(16)")
