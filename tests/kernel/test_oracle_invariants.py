@@ -16,7 +16,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from engine.abi.numbers import InterfaceKind, KernelVerdict, Mode, PostureBit, StageNumber
+from engine.abi.numbers import FlowFlag, InterfaceKind, KernelVerdict, Mode, PostureBit, StageNumber
 from engine.abi.records import Tuple
 from engine.protocols.packet import ACK, RST, SYN, TCP
 from tests.kernel.judging import Bench, opened
@@ -138,7 +138,7 @@ class Proof:
             return "bare"
         if (inbound := self._from_outside(sender, read)) in (*OPEN, KernelVerdict.NONE):
             return "answer"
-        own = inbound is None or not (sender.accepted and stored)
+        own = inbound is None or not self.is_accepted(sender, read)
         if own and reign.verdict(flow, self._exe(sender, read), payload=bool(read.payload)) in OPEN:
             return "policy"
         return "posture" if config.open & self.no_engine() else ""
@@ -159,7 +159,8 @@ class Proof:
         if self.no_engine() & ~config.open:
             return "posture"
         inbound = flow.transport == TCP and self._from_outside(sender, read) is not None
-        return "answer" if inbound and self._refused_in(flow.reversed()) else ""
+        coming = (sender.flow if self.is_accepted(sender, read) else flow).reversed()
+        return "answer" if inbound and self._refused_in(coming) else ""
 
     def _refused_out(self, sender: Sender, read: Headers, flow: Tuple) -> bool:
         if flow.dst in self.reign.spared:
@@ -175,7 +176,15 @@ class Proof:
         if flow.transport != TCP or not socket.peer_port or not socket.stored:
             return socket.stored
         opens = bool(read.flags & SYN) and not read.flags & ACK
-        return opens or ((flow.dst, flow.dport) == (socket.peer, socket.peer_port) and flow.sport == sender.flow.sport)
+        return opens or (
+            (flow.dst, flow.dport) == (socket.peer, socket.peer_port) and socket.local_port in (0, flow.sport)
+        )
+
+    def is_accepted(self, sender: Sender, read: Headers) -> bool:
+        """Until it opens a connection of its own, an accepted socket is the other end of the one that it was given."""
+        still = sender.accepted and sender.socket.flags & FlowFlag.INBOUND
+        to = (read.flow.dst, read.flow.dport) == (sender.flow.dst, sender.flow.dport)
+        return bool(still) and to and self.is_own(sender, read)
 
     def _exe(self, sender: Sender, read: Headers) -> int:
         return sender.socket.identity.exe if self.is_own(sender, read) else 0
@@ -184,7 +193,9 @@ class Proof:
         """The verdict on the flow that was opened from outside to which this packet belongs; NONE: they are not judged.
         None: there is no such flow."""
         flow, law = read.flow.reversed(), self.reign.law
-        accepted = sender.accepted and self.is_own(sender, read)
+        accepted = self.is_accepted(sender, read)
+        if accepted:
+            flow = sender.flow.reversed()  # its own port may be translated
         if accepted and (self.reign.inside or not law.judges_inbound):
             return KernelVerdict.NONE
         if read.flow.transport in headers.ANSWERS and not headers.is_icmp(read, headers.ANSWERS):

@@ -212,6 +212,9 @@ class Traffic(Maker):
     def out(self) -> tuple[Sender, bytes, Way]:
         sender = self.one(self.senders)
         flow = self._tuple_out(sender)
+        if sender.transport == TCP and self.odds(1):
+            # As a routing header or a rewriting in a container makes it.
+            flow = flow._replace(dst=key(self.one(HOSTS[self.version])), dport=self.one(PORTS))
         if flow.transport == TCP:
             # A raw sender knows where another one's stream is.
             like = next((each.socket for each in self.senders if each.flow == flow), sender.socket)
