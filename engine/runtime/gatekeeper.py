@@ -126,7 +126,7 @@ class Gatekeeper:
         elif held.flags & _STARTED:
             flow.start = held.start
         if self._stands(flow, waits, packet):
-            self._answer_again(flow, waits)
+            self._answer_again(flow, waits, packet)
             return
         if not self._room(flow, waits):
             return
@@ -150,12 +150,12 @@ class Gatekeeper:
         # The gate hands over whatever may begin a QUIC connection on a flow that was decided by its name.
         return self._payloads.continues(flow, frame, packet)
 
-    def _answer_again(self, flow: Flow, frame: Frame) -> None:
+    def _answer_again(self, flow: Flow, frame: Frame, packet: Packet) -> None:
         decision = flow.decision
         if decision is None:
             return
         self.force.repeat(flow.verdict_id, place(flow, self.force.number))
-        if decision.verdict.passes and not _instead(flow, frame):
+        if decision.verdict.passes and not flow.comes_instead(packet):
             self._way.release(flow, frame)
         else:
             self.counts.discarded += 1
@@ -438,6 +438,8 @@ class Gatekeeper:
 
 
 def _instead(flow: Flow, frame: Frame) -> bool:
+    if not flow.inbound:
+        return False  # before the frame is read for it
     packet = packets.parse(frame.data[VNET_BYTES:])
     return isinstance(packet, Packet) and flow.comes_instead(packet)
 
