@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from engine.selftest import frames
 from engine.selftest.frames import ACK, PSH, SYN, Seen
-from tests.kernel.lab import INSIDE
+from tests.kernel.host import Host
+from tests.kernel.lab import DEVICE, FAR_DEVICE, INSIDE
 from tests.support.netns import Namespace, Wire
 
 GHOST = "10.77.0.99"
@@ -17,6 +18,11 @@ _IPV4 = 0x0800
 def hardware(space: Namespace, device: str) -> bytes:
     """Return a device's Ethernet address."""
     return bytes.fromhex(space.ip("-br", "link", "show", "dev", device).split()[2].replace(":", ""))
+
+
+def ends(host: Host) -> tuple[bytes, bytes]:
+    """Return the Ethernet addresses of a host's guarded wire, the near one first."""
+    return hardware(host.inside, DEVICE), hardware(host.outside, FAR_DEVICE)
 
 
 def haunt(near: Namespace, device: str, far: Namespace, far_device: str, ghost: str = GHOST) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kernel.cable import Cable
+from tests.kernel.host import Host
 from tests.kernel.lab import DEVICE, FAR_DEVICE, Lab, Watch
 from tests.support.netns import Agent, Wire
 
@@ -58,6 +60,37 @@ def wire(watch: Watch) -> Iterator[Wire]:
 def near(watch: Watch) -> Iterator[Wire]:
     """The guarded end of the cable."""
     opened = Wire(watch.lab.inside, DEVICE)
+    yield opened
+    opened.close()
+
+
+# ---- with an engine: a file says what its hosts are by a module's fixture `running`
+
+
+@pytest.fixture
+def host(running: Host) -> Iterator[Host]:
+    yield running
+    running.dismiss()
+
+
+@pytest.fixture
+def gateway(host: Host) -> Host:
+    """The host, where it forwards for somebody."""
+    return host
+
+
+@pytest.fixture
+def cable(running: Host) -> Iterator[Cable]:
+    """The guarded wire, from both ends."""
+    opened = Cable(running)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def far(running: Host) -> Iterator[Wire]:
+    """The far end of the guarded wire."""
+    opened = Wire(running.outside, FAR_DEVICE)
     yield opened
     opened.close()
 

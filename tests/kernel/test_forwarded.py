@@ -41,8 +41,8 @@ NETWORK = 78
 class Gateway(Host):
     """A host that forwards, with a container behind it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, policy: dict[str, str]) -> None:
+        super().__init__(policy)
         self.container = Namespace("spc")
         join(self.inside, self.container, "tocontainer", "eth0", NETWORK)
         for space, route in ((self.container, "10.78.0.1"), (self.outside, "10.77.0.1")):
@@ -75,21 +75,12 @@ def _write(path: str) -> None:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Gateway]:
-    gateway = Gateway()
+    gateway = Gateway(POLICY)
     try:
-        for path in (gateway.policy / "rules").glob("*/*"):
-            path.unlink()
-        gateway.write(POLICY)
         gateway.start(config='inside = ["tocontainer"]\n')
         yield gateway
     finally:
         gateway.close()
-
-
-@pytest.fixture
-def gateway(running: Gateway) -> Iterator[Gateway]:
-    yield running
-    running.dismiss()
 
 
 def reached(client: Agent, address: str, port: int) -> int:

@@ -43,21 +43,12 @@ POLICY = {
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Host]:
-    host = Host()
+    host = Host(POLICY)
     try:
-        for path in (host.policy / "rules").glob("*/*"):
-            path.unlink()
-        host.write(POLICY)
         host.start()
         yield host
     finally:
         host.close()
-
-
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
 
 
 def refused(host: Host, address: str, port: int) -> int:

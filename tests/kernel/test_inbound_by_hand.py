@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.selftest.frames import ACK, PSH, RST, SYN
-from tests.kernel.byhand import Hand, hardware, haunt
+from tests.kernel.byhand import Hand, ends, haunt
 from tests.kernel.host import Host, awaited
 from tests.kernel.lab import DEVICE, FAR_DEVICE, INSIDE, OUTSIDE
 from tests.support.hello import client_hello
@@ -45,23 +45,6 @@ def running() -> Iterator[Host]:
         host.close()
 
 
-def cable(host: Host) -> tuple[bytes, bytes]:
-    return hardware(host.inside, DEVICE), hardware(host.outside, FAR_DEVICE)
-
-
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def far(running: Host) -> Iterator[Wire]:
-    opened = Wire(running.outside, FAR_DEVICE)
-    yield opened
-    opened.close()
-
-
 def judged(host: Host) -> int:
     return int(host.engine.status()["hold"]["judged"])
 
@@ -92,7 +75,7 @@ def shown(host: Host, client: Hand, *, start: int, is_broken: bool = False) -> N
 def test_a_connection_by_hand_is_judged_by_its_name(host: Host, far: Wire) -> None:
     server = served(host)
     for hello, arrives in ((RIGHT, True), (WRONG, False)):
-        client = Hand(far, cable(host), next(PORTS), NAMED)
+        client = Hand(far, ends(host), next(PORTS), NAMED)
         client.open()
         server.do("p = accepted(l)")
         client.send(hello)
@@ -101,7 +84,7 @@ def test_a_connection_by_hand_is_judged_by_its_name(host: Host, far: Wire) -> No
 
 def test_a_hello_with_a_wrong_checksum_speaks_for_nobody(host: Host, far: Wire) -> None:
     server = served(host)
-    client = Hand(far, cable(host), next(PORTS), NAMED)
+    client = Hand(far, ends(host), next(PORTS), NAMED)
     client.open()
     server.do("p = accepted(l)")
     shown(host, client, start=client.seq, is_broken=True)
@@ -112,7 +95,7 @@ def test_a_hello_with_a_wrong_checksum_speaks_for_nobody(host: Host, far: Wire) 
 @pytest.mark.parametrize("distance", [-1000, -(1 << 24)])
 def test_a_second_opening_does_not_move_the_start_of_a_stream(host: Host, far: Wire, distance: int) -> None:
     server = served(host)
-    client = Hand(far, cable(host), next(PORTS), NAMED, seq=1 << 28)
+    client = Hand(far, ends(host), next(PORTS), NAMED, seq=1 << 28)
     client.open()
     server.do("p = accepted(l)")
     client.say(SYN, seq=client.seq + distance)
@@ -124,7 +107,7 @@ def test_a_second_opening_does_not_move_the_start_of_a_stream(host: Host, far: W
 def test_a_connection_with_the_numbers_of_an_earlier_one_is_judged_anew(host: Host, far: Wire) -> None:
     server = served(host)
     port = next(PORTS)
-    client = Hand(far, cable(host), port, NAMED)
+    client = Hand(far, ends(host), port, NAMED)
     client.open()
     server.do("p = accepted(l)")
     client.send(RIGHT)
@@ -132,7 +115,7 @@ def test_a_connection_with_the_numbers_of_an_earlier_one_is_judged_anew(host: Ho
     client.say(RST | ACK)
     with pytest.raises(OSError, match="reset"):
         server.do("p.recv(1)")
-    again = Hand(far, cable(host), port, NAMED)
+    again = Hand(far, ends(host), port, NAMED)
     again.open()
     server.do("p = accepted(l)")
     again.send(WRONG)
@@ -146,7 +129,7 @@ def test_who_claims_to_open_a_connection_of_ours_does_not_end_it(host: Host, far
     port = near.do(f"s = connected({OUTSIDE!r}, {ELSEWHERE}); s.sendall(b'ping'); s.getsockname()[1]")
     outside.do("p = accepted(l); exactly(p, 4)")
     before = judged(host)
-    Hand(far, cable(host), ELSEWHERE, port, address=OUTSIDE, seq=77).say(SYN)
+    Hand(far, ends(host), ELSEWHERE, port, address=OUTSIDE, seq=77).say(SYN)
     outside.do("p.sendall(b'pong')")
     assert near.do("s.settimeout(5); exactly(s, 4)") == b"pong"
     assert judged(host) >= before

@@ -30,28 +30,12 @@ TURN = (
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Gateway]:
-    gateway = Gateway()
+    gateway = Gateway(POLICY)
     try:
-        for path in (gateway.policy / "rules").glob("*/*"):
-            path.unlink()
-        gateway.write(POLICY)
         gateway.start(config='inside = ["tocontainer"]\n')
         yield gateway
     finally:
         gateway.close()
-
-
-@pytest.fixture
-def gateway(running: Gateway) -> Iterator[Gateway]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Gateway) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
 
 
 def test_a_machine_that_uses_its_numbers_again_is_judged_anew(gateway: Gateway) -> None:

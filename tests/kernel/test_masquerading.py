@@ -16,11 +16,8 @@ NAT = f"table ip nat {{\nchain out {{\ntype nat hook postrouting priority 100\no
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
-    gateway = Gateway()
+    gateway = Gateway(POLICY)
     try:
-        for path in (gateway.policy / "rules").glob("*/*"):
-            path.unlink()
-        gateway.write(POLICY)
         subprocess.run(
             gateway.inside.command("nft", "-f", "-"), check=True, text=True,
             input=NAT,

@@ -29,23 +29,14 @@ POLICY = {
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Host]:
-    host = Host()
+    host = Host(POLICY)
     try:
-        for path in (host.policy / "rules").glob("*/*"):
-            path.unlink()
-        host.write(POLICY)
         for address in (IMPOSTOR, SERVER, OTHER):
             host.outside.ip("address", "add", f"{address}/24", "dev", FAR_DEVICE)
         host.start(config=f'[dns]\nfrom_resolv_conf = false\nresolvers = ["{RESOLVER}"]\n')
         yield host
     finally:
         host.close()
-
-
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
 
 
 def looked_up(host: Host, client: Agent, name: str, address: str, ttl: int, *, resolver: str = RESOLVER) -> None:

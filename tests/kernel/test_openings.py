@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.selftest.frames import ACK, SYN
-from tests.kernel.byhand import GHOST, Hand, hardware, haunt
+from tests.kernel.byhand import GHOST, Hand, ends, haunt
 from tests.kernel.host import Host, awaited
 from tests.kernel.lab import DEVICE, FAR_DEVICE, INSIDE, OUTSIDE
 from tests.support.hello import client_hello
@@ -37,23 +37,6 @@ def running() -> Iterator[Host]:
         host.close()
 
 
-def cable(host: Host) -> tuple[bytes, bytes]:
-    return hardware(host.inside, DEVICE), hardware(host.outside, FAR_DEVICE)
-
-
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def far(running: Host) -> Iterator[Wire]:
-    opened = Wire(running.outside, FAR_DEVICE)
-    yield opened
-    opened.close()
-
-
 @pytest.fixture
 def near(running: Host) -> Iterator[Wire]:
     opened = Wire(running.inside, DEVICE)
@@ -67,7 +50,7 @@ def unprivileged(agent: Agent) -> None:
 
 def test_a_server_that_answers_an_opening_with_one_gets_no_denied_name(host: Host, far: Wire, near: Wire) -> None:
     port = next(PORTS)
-    server = Hand(far, cable(host), port)
+    server = Hand(far, ends(host), port)
     client = host.agent()
     unprivileged(client)
     client.start(f"s = connected({GHOST!r}, {port})")

@@ -31,12 +31,6 @@ def running(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 
 @pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
 def arrivals(host: Host) -> Iterator[Arrivals]:
     opened = Arrivals(host.outside, FAR_DEVICE)
     yield opened

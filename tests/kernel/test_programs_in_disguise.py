@@ -59,19 +59,6 @@ def running(files: Path) -> Iterator[Host]:
         host.close()
 
 
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Host) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
-
-
 def program(host: Host, file: Path) -> Agent:
     """Start a process of this file inside the control group."""
     with pytest.MonkeyPatch.context() as patch:

@@ -45,19 +45,6 @@ def running() -> Iterator[Host]:
         host.close()
 
 
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Host) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
-
-
 def quic(name: str, number: int, alpn: tuple[str, ...] = ()) -> bytes:
     """Return the first datagram of a QUIC connection, another one for each number."""
     return initial(crypto(0, handshake(name, alpn=alpn)), dcid=number.to_bytes(8, "big"))

@@ -57,21 +57,12 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Host]:
-    host = Host()
+    host = Host(POLICY)
     try:
-        for path in (host.policy / "rules").glob("*/*"):
-            path.unlink()
-        host.write(POLICY)
         host.start()
         yield host
     finally:
         host.close()
-
-
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
 
 
 def stopped(host: Host) -> int:

@@ -40,19 +40,6 @@ def running() -> Iterator[Host]:
         host.close()
 
 
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Host) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
-
-
 CORKS = {
     "MSG_MORE": ("", "socket.MSG_MORE", ""),
     "UDP_CORK": ("u.setsockopt(socket.IPPROTO_UDP, 1, 1)", "0", "u.setsockopt(socket.IPPROTO_UDP, 1, 0)"),

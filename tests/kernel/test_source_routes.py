@@ -49,19 +49,6 @@ def running() -> Iterator[Host]:
         host.close()
 
 
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Host) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
-
-
 def limit(agent: Agent, address: str) -> None:
     """Take from a program what it does not need: a source route of IPv4 asks for CAP_NET_RAW, IPv6 for nothing."""
     if ":" in address:

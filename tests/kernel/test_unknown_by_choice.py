@@ -43,19 +43,6 @@ def running() -> Iterator[Host]:
         host.close()
 
 
-@pytest.fixture
-def host(running: Host) -> Iterator[Host]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Host) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize(
     ("kind", "transport"), [("STREAM", "IPPROTO_MPTCP"), ("DGRAM", "IPPROTO_UDP"), ("DGRAM", "IPPROTO_UDPLITE")]
 )

@@ -19,28 +19,12 @@ LISTENED = 2222
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Gateway]:
-    gateway = Gateway()
+    gateway = Gateway(POLICY)
     try:
-        for path in (gateway.policy / "rules").glob("*/*"):
-            path.unlink()
-        gateway.write(POLICY)
         gateway.start(config='inside = ["tocontainer"]\n')
         yield gateway
     finally:
         gateway.close()
-
-
-@pytest.fixture
-def gateway(running: Gateway) -> Iterator[Gateway]:
-    yield running
-    running.dismiss()
-
-
-@pytest.fixture
-def cable(running: Gateway) -> Iterator[Cable]:
-    opened = Cable(running)
-    yield opened
-    opened.close()
 
 
 @pytest.mark.parametrize("contained", [False, True])
