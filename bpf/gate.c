@@ -56,8 +56,12 @@ struct scratch {
 	__u32 stale;   /* a person has said something since the socket's verdict */
 	__u32 pad2;
 	__u32 kind;    /* of the interface: enum interface_kind */
+	__u32 again;  /* the segment brings again what the verdict was read from */
+	__u32 read;   /* apply() is for what was read of the stream, which ends before `judged` */
+	__u32 judged;
+	__u32 pad3;
 	struct verdict_entry entry;   /* to apply: a copy, so that every way to apply() looks alike to the verifier */
-	struct verdict_entry known;   /* the flow's own */
+	struct flow_verdict known;    /* the flow's own */
 	struct verdict_entry allowed; /* the destination's standing allow, while the name is still to be read */
 	__u8 window[PACKET_WINDOW];
 	struct packet packet;
@@ -89,7 +93,8 @@ MAP("lpm_trie", name_key, verdict_entry, name_verdicts, NAME_VERDICTS_MAX, BPF_F
 MAP("hash", strategy_key, verdict_entry, strategies, STRATEGIES_MAX, BPF_F_NO_PREALLOC);
 MAP("hash", connect_key, verdict_entry, connect_verdicts, CONNECT_VERDICTS_MAX, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash:" SALLYPORT_PINS "/classes", struct connect_key, __u32, classes, CLASSES_MAX, BPF_F_NO_PREALLOC);
-MAP("lru_hash", flow_key, verdict_entry, flow_verdicts, FLOW_VERDICTS_MAX, 0);
+MAP("lru_hash", flow_key, flow_verdict, flow_verdicts, FLOW_VERDICTS_MAX, 0);
+ARRAY("array", struct kept_hello, hellos, HELLOS_MAX);
 MAP("lru_hash", tuple, inbound_flow, inbound_flows, INBOUND_FLOWS_MAX, 0);
 MAP("lru_hash", tuple, held, held, HELD_MAX, 0);
 
@@ -374,9 +379,13 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
 		state->flags &= ~FLOW_HOLDING;
 		if (passes || r->s->observe)
 			state->flags |= FLOW_PAYLOAD_PASSED;
+		if (FORGOTTEN(s->read))
+			state->judged = s->judged;
 	} else if (origin != ORIGIN_FLOW) {
-		struct verdict_entry copy = {
-			.expires = entry->expires, .id = entry->id, .verdict = entry->verdict, .by_name = entry->by_name};
+		struct flow_verdict copy = {.entry = {.expires = entry->expires,
+						      .id = entry->id,
+						      .verdict = entry->verdict,
+						      .by_name = entry->by_name}};
 
 		/* Without it the next packet is looked up and told again: no harm but the telling. */
 		if (flow_verdicts.update(&s->flow, &copy))
@@ -515,7 +524,8 @@ static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 		held_by->verdict_id = r->state->verdict_id;
 		held_by->flags = r->state->flags;
 		held_by->start = r->state->start;
-		if (s->packet.length && s->stage != STAGE_REJECT)
+		held_by->judged = r->state->judged;
+		if (s->packet.length && s->stage != STAGE_REJECT && s->stage != STAGE_AGAIN)
 			r->state->flags |= s->observe ? FLOW_HOLDING | FLOW_COPIED : FLOW_HOLDING;
 	} else {
 		held_by->flags = FLOW_NO_STORAGE;
@@ -596,7 +606,10 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 		last = HELLO_MASK;
 	BARRIER(last);
 	last &= HELLO_MASK;
-	if (bpf_skb_load_bytes(r->skb, s->packet.payload, s->hello.bytes, last + 1))
+	/* Into the packet's own memory: its sender may still write to where sendfile() or MSG_ZEROCOPY took it from, and
+	 * what leaves must be what is read here. */
+	if (bpf_skb_pull_data(r->skb, s->packet.payload + last + 1) ||
+	    bpf_skb_load_bytes(r->skb, s->packet.payload, s->hello.bytes, last + 1))
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
 	if (hello_name(&s->hello, last + 1) != HELLO_NAMED || !name_key(s))
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
@@ -624,6 +637,43 @@ static inline __attribute__((always_inline)) int first_payload(struct run *r, st
 			return to_apply(r, entry, ORIGIN_NAME, STAGE_PAYLOAD);
 	}
 	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
+}
+
+/* Keep the hello that has just been judged: the engine compares with it what is sent again. */
+static inline __attribute__((always_inline)) void keep_hello(struct run *r)
+{
+	struct scratch *s = r->s;
+	__u32 at = s->flow.cookie & (HELLOS_MAX - 1);
+	struct kept_hello *kept = hellos.lookup(&at);
+	/* hello_name() has seen that it is whole. */
+	__u64 last = (((__u64)s->hello.bytes[3] << 8) | s->hello.bytes[4]) + 4;
+
+	BARRIER(last);
+	last &= HELLO_MASK;
+	s->read = 1;
+	s->judged = r->state->start + last + 1;
+	if (!kept)
+		return;
+	/* Whoever reads it while it is written compares with something else, and refuses. */
+	kept->length = 0;
+	__builtin_memcpy(&kept->tuple, &s->packet.tuple, sizeof(kept->tuple));
+	kept->start = r->state->start;
+	if (!bpf_probe_read_kernel(kept->bytes, last + 1, s->hello.bytes))
+		kept->length = last + 1;
+}
+
+/* No more of a stream is read than this, and no segment is longer. */
+#define JUDGED_MOST 131072
+/* A sequence number that far beyond: what was read has been acknowledged long since (no window is larger, RFC 7323
+ * section 2.3), and the numbers may come round. */
+#define SEEN_LAST (1U << 30)
+
+/* Does a segment bring again what its flow was judged by, which ends before `judged`? */
+static inline __attribute__((always_inline)) int comes_again(const struct packet *p, __u32 judged)
+{
+	__u32 behind = judged - (p->seq + !!(p->tcp_flags & TCP_FLAG_SYN));
+
+	return p->length && behind - 1 < JUDGED_MOST;
 }
 
 /* A QUIC long header (RFC 8999 5.1; the bit beside it may be greased, RFC 9287): a new connection may begin on a flow that has a
@@ -823,13 +873,14 @@ static inline __attribute__((always_inline)) int answer(struct run *r, struct in
 	return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_LATE);
 }
 
-/* A TCP packet without any option of its network header, to the peer that the socket's verdict is about. */
+/* A TCP packet without any option of its network header, to the peer that the socket's verdict is about, and behind
+ * what that was read from. */
 static inline __attribute__((always_inline)) int is_plain(struct __sk_buff *skb, const struct socket_state *state)
 {
 	const __u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *ports;
 	const __u32 *peer = (const __u32 *)state->peer, *to;
 
-	if (data + 14 + 20 + 4 > end || !state->peer_port)
+	if (data + 14 + 20 + 8 > end || !state->peer_port)
 		return 0;
 	if (data[12] == 0x08 && data[13] == 0x00) {
 		if (data[14] != 0x45 || data[14 + 9] != PROTO_TCP || (data[14 + 6] & 0x3f) || data[14 + 7])
@@ -839,7 +890,7 @@ static inline __attribute__((always_inline)) int is_plain(struct __sk_buff *skb,
 			return 0;
 		ports = data + 14 + 20;
 	} else if (data[12] == 0x86 && data[13] == 0xdd) {
-		if (data + 14 + 40 + 4 > end || (data[14] & 0xf0) != 0x60 || data[14 + 6] != PROTO_TCP)
+		if (data + 14 + 40 + 8 > end || (data[14] & 0xf0) != 0x60 || data[14 + 6] != PROTO_TCP)
 			return 0;
 		to = (const __u32 *)(data + 14 + 24);
 		if (peer[0] != to[0] || peer[1] != to[1] || peer[2] != to[2] || peer[3] != to[3])
@@ -848,6 +899,9 @@ static inline __attribute__((always_inline)) int is_plain(struct __sk_buff *skb,
 	} else {
 		return 0;
 	}
+	if (state->judged != state->start &&
+	    __builtin_bswap32(*(const __u32 *)(ports + 4)) - state->judged >= SEEN_LAST)
+		return 0;
 	return ((__u16)ports[2] << 8 | ports[3]) == state->peer_port &&
 	       (!state->local_port || ((__u16)ports[0] << 8 | ports[1]) == state->local_port);
 }
@@ -897,12 +951,26 @@ static inline __attribute__((always_inline)) void recognise(struct run *r)
 		s->stale = stale;
 		if (state->flags & FLOW_OBSERVE)
 			s->observe = 1;
+		if (state->judged != state->start) {
+			__u32 beyond = p->seq - state->judged;
+
+			if (beyond >= SEEN_LAST && beyond < 2 * SEEN_LAST)
+				state->judged = state->start;
+			else
+				s->again = comes_again(p, state->judged);
+			/* Its verdict holds only for the same bytes: further down. */
+			if (s->again && s->decided == OUTCOME_PASS) {
+				s->decided = OUTCOME_APPLY;
+				s->stale = 1;
+			}
+		}
 	} else if (opening || !state->peer_port) {
 		state->peer_port = p->tuple.dport;
 		state->local_port = p->tuple.sport;
 		__builtin_memcpy(state->peer, p->tuple.dst, 16);
 		state->verdict = VERDICT_NONE;
 		state->generation = 0;
+		state->judged = state->start;
 		if (opening)
 			state->flags &= ~FLOW_INBOUND;
 	} else {
@@ -915,6 +983,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	__u32 zero = 0, *number;
 	struct bpf_sock *sk = skb->sk;
 	struct verdict_entry *entry;
+	struct flow_verdict *known;
 	const struct identity *who = 0;
 	struct scratch *s;
 	struct plan *plan;
@@ -981,6 +1050,8 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->is_allowed = 0;
 	s->inbound = 0;
 	s->answer = 0;
+	s->again = 0;
+	s->read = 0;
 	s->tcp = 0;
 	s->is_dns = 0;
 	s->stage = STAGE_CONNECT;
@@ -1018,6 +1089,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		s->outside = r->state->flags & FLOW_INBOUND;
 	}
 	if (s->tcp && r->state && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK)) {
+		/* The same SYN once more is no other stream: it may have carried what was judged (RFC 7413). */
+		if (r->state->start != p->seq + 1 || !(r->state->flags & FLOW_STARTED))
+			r->state->judged = p->seq + 1;
 		r->state->start = p->seq + 1;
 		r->state->flags |= FLOW_STARTED;
 	}
@@ -1037,21 +1111,21 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (FORGOTTEN(s->outside) && (s->kind & INTERFACE_INSIDE))
 		return OUTCOME_PASS;
 	if ((r->config->present & PRESENT_INBOUND) && (FORGOTTEN(s->outside) || !s->tcp || !r->state)) {
-		struct inbound_flow *known;
+		struct inbound_flow *from_outside;
 
 		reverse(s);
-		known = inbound_flows.lookup(&s->reversed);
+		from_outside = inbound_flows.lookup(&s->reversed);
 		/* A question is no answer, even to an answer that nobody had asked for. Nor is there anything to answer in a
 		 * datagram that was refused: or one with a made-up source would keep this host from writing there. */
-		if (known && !s->tcp &&
-		    ((is_icmp(s) && s->reversed.dport != ICMP_REQUEST_IN) || known->verdict == VERDICT_DENY ||
-		     known->verdict == VERDICT_REJECT))
-			known = 0;
-		if (FORGOTTEN(s->outside) || (known && known->opened_by == OPENED_OUTSIDE)) {
+		if (from_outside && !s->tcp &&
+		    ((is_icmp(s) && s->reversed.dport != ICMP_REQUEST_IN) || from_outside->verdict == VERDICT_DENY ||
+		     from_outside->verdict == VERDICT_REJECT))
+			from_outside = 0;
+		if (FORGOTTEN(s->outside) || (from_outside && from_outside->opened_by == OPENED_OUTSIDE)) {
 			plan = plan_of(s->generation);
 			BARRIER(plan);
 			if (!plan || plan->inbound)
-				return answer(r, known);
+				return answer(r, from_outside);
 			if (FORGOTTEN(s->outside))
 				return OUTCOME_PASS;
 		}
@@ -1090,12 +1164,22 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 			return to_apply(r, entry, ORIGIN_SET, STAGE_CONNECT);
 	}
 
-	entry = flow_verdicts.lookup(&s->flow);
-	s->is_known = standing(entry);
-	if (s->is_known)
-		__builtin_memcpy(&s->known, entry, sizeof(s->known));
+	known = flow_verdicts.lookup(&s->flow);
+	s->is_known = known && standing(&known->entry);
+	if (s->is_known) {
+		if (s->tcp && known->read) {
+			__u32 beyond = p->seq - known->judged;
+
+			if (beyond >= SEEN_LAST && beyond < 2 * SEEN_LAST)
+				known->read = 0;
+			else if (comes_again(p, known->judged))
+				s->again = 1;
+		}
+		__builtin_memcpy(&s->known, known, sizeof(s->known));
+	}
 	/* What one stream carried says nothing of the next one with its ports. */
-	if (s->tcp && !r->state && s->known.by_name && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK))
+	if (s->tcp && !r->state && s->known.entry.by_name && (p->tcp_flags & TCP_FLAG_SYN) &&
+	    !(p->tcp_flags & TCP_FLAG_ACK))
 		s->is_known = 0;
 	/* A socket lives longer than a strategy: no packet is observed by the word that stood for the one before. */
 	s->observe = r->config->mode == MODE_OBSERVE;
@@ -1105,8 +1189,10 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		entry = strategy(r->config->present, who, &s->destination, p->tuple.transport, p->tuple.dport,
 				 p->tuple.dst);
 		if (entry && entry->verdict == VERDICT_IGNORE)
-			return to_apply(r, entry, s->is_known && s->known.verdict == VERDICT_IGNORE ? ORIGIN_FLOW : ORIGIN_STRATEGY,
-					STAGE_CONNECT);
+			return to_apply(
+				r, entry,
+				s->is_known && s->known.entry.verdict == VERDICT_IGNORE ? ORIGIN_FLOW : ORIGIN_STRATEGY,
+				STAGE_CONNECT);
 		/* Before the flow's own verdict: what is only observed is not stopped by a deny that was noted for it. */
 		if (entry && entry->verdict == VERDICT_OBSERVE) {
 			s->observe = 1;
@@ -1119,16 +1205,23 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		r->state->orders = r->config->orders;
 		decided = by_socket(r, s->generation, &undecided, 0);
 		s->undecided = undecided;
+		if (decided == OUTCOME_PASS && FORGOTTEN(s->again))
+			return to_hold(r, STAGE_AGAIN, COUNT_HELD_AGAIN);
 		if (decided != OUTCOME_APPLY)
 			return decided;
 	}
 	if (s->is_known) {
-		if (s->known.verdict == VERDICT_UNDECIDED)
+		if (s->known.entry.verdict == VERDICT_UNDECIDED) {
 			s->undecided = 1;
-		else if (!s->quic || (!s->known.by_name && !(r->config->present & PRESENT_SET_NAME)))
-			return to_apply(r, &s->known, ORIGIN_FLOW, STAGE_PAYLOAD);
-		else
+		} else if (s->quic && (s->known.entry.by_name || (r->config->present & PRESENT_SET_NAME))) {
 			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
+		} else if (FORGOTTEN(s->again) && s->known.entry.verdict == VERDICT_ALLOW) {
+			return to_hold(r, STAGE_AGAIN, COUNT_HELD_AGAIN);
+		} else {
+			s->read = s->tcp && s->known.read;
+			s->judged = s->known.judged;
+			return to_apply(r, &s->known.entry, ORIGIN_FLOW, STAGE_PAYLOAD);
+		}
 	}
 
 	plan = plan_of(s->generation);
@@ -1172,7 +1265,10 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (!r->state || (r->state->flags & FLOW_HOLDING) || !(r->state->flags & FLOW_STARTED) ||
 	    p->seq + !!(p->tcp_flags & TCP_FLAG_SYN) != r->state->start)
 		return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_PAYLOAD);
-	return first_payload(r, plan, who);
+	decided = first_payload(r, plan, who);
+	if (decided == OUTCOME_APPLY && s->entry.verdict == VERDICT_ALLOW)
+		keep_hello(r);
+	return decided;
 }
 
 /* What judge() found out, done. */
@@ -1590,6 +1686,7 @@ static inline __attribute__((always_inline)) int identify(struct bpf_sock_addr *
 		state->flags = 0;
 		state->connections += 1;
 		state->peer_port = 0;
+		state->judged = state->start;
 	}
 	/* A datagram may be the answer to somebody who was let in: only its packet tells. */
 	if (c->mode != MODE_ENFORCE || (transport != PROTO_TCP && (c->present & PRESENT_INBOUND)))

@@ -11,7 +11,7 @@
 #ifndef SALLYPORT_ABI_H
 #define SALLYPORT_ABI_H
 
-#define SALLYPORT_ABI 2
+#define SALLYPORT_ABI 3
 
 /* Names up to NAME_MAX_KERNEL bytes are decided in the kernel; longer ones always go to the engine. 199 and its
  * terminator keep a trie node in the 256-byte slab: half the memory of the longest key a trie takes. */
@@ -47,6 +47,9 @@
 #endif
 #ifndef HELD_MAX
 #define HELD_MAX 16384
+#endif
+#ifndef HELLOS_MAX
+#define HELLOS_MAX 4096 /* a power of two */
 #endif
 #ifndef PROCESSES_MAX
 #define PROCESSES_MAX 32768
@@ -156,6 +159,7 @@ enum stage {
 	STAGE_CONNECT = 0,
 	STAGE_PAYLOAD = 1,
 	STAGE_REJECT = 2, /* decided: the engine is to tell the sender (RST, ICMP), nothing else */
+	STAGE_AGAIN = 3,  /* decided: the engine is to compare what is sent again with what was judged, nothing else */
 };
 
 /* Bits of socket_state.flags and held.flags. */
@@ -212,7 +216,8 @@ enum counter {
 	COUNT_DROPPED_INBOUND = 37,
 	COUNT_DROPPED_INTERFACE = 38,
 	COUNT_LOST_INBOUND_FLOW = 39,
-	COUNTERS = 40,
+	COUNT_HELD_AGAIN = 40,
+	COUNTERS = 41,
 };
 
 struct config {
@@ -273,7 +278,7 @@ struct socket_state {
 	__u16 local_port;
 	__u8 peer[16];
 	__u32 orders; /* config.orders of the verdict */
-	__u32 pad;
+	__u32 judged; /* sequence number behind what was read of a stream that was decided by it; else its start */
 };
 
 struct verdict_entry {
@@ -283,6 +288,13 @@ struct verdict_entry {
 	__u8 verdict;
 	__u8 by_name; /* decided from a name: a new QUIC Initial on the flow is judged again */
 	__u8 pad[2];
+};
+
+struct flow_verdict {
+	struct verdict_entry entry;
+	__u32 judged; /* sequence number behind what was read of the flow's stream */
+	__u8 read;    /* 1: the stream was read, and `judged` counts */
+	__u8 pad[3];
 };
 
 /* Facts outside the shape are zero. Also the key of `classes`. */
@@ -330,6 +342,19 @@ struct held {
 	__u8 flags;
 	__u8 hook;
 	__u8 answer; /* of a flow that was opened from outside: what goes the other way, so the tuple is not the flow's */
+	__u32 judged; /* socket_state.judged */
+	__u32 pad;
+};
+
+/* The first payload of a TCP stream that the gate has judged itself, kept at its socket's cookie modulo HELLOS_MAX until
+ * another one takes its place: what TCP sends again must be the same. */
+#define HELLO_KEPT 4096
+
+struct kept_hello {
+	struct tuple tuple;
+	__u32 start; /* sequence number of bytes[0] */
+	__u32 length;
+	__u8 bytes[HELLO_KEPT];
 };
 
 /*

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-ABI = 2
+ABI = 3
 NAME_KEY_BYTES = 200
 NAME_MAX_KERNEL = 199
+HELLO_KEPT = 4096
 SHAPES_MAX = 8
 PLANS = 4
 DNS_BYTES = 4096
@@ -113,6 +114,7 @@ class StageNumber(IntEnum):
     CONNECT = 0
     PAYLOAD = 1
     REJECT = 2
+    AGAIN = 3
 
 
 class FlowFlag(IntFlag):
@@ -178,7 +180,8 @@ class Counter(IntEnum):
     DROPPED_INBOUND = 37
     DROPPED_INTERFACE = 38
     LOST_INBOUND_FLOW = 39
+    HELD_AGAIN = 40
 
 
-COUNTERS = 40
+COUNTERS = 41
 LOSSES = (Counter.LOST_EVENT, Counter.LOST_FLOW_VERDICT, Counter.LOST_PROCESS, Counter.LOST_INBOUND_FLOW)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from engine.abi.numbers import DNS_BYTES, NAME_KEY_BYTES, SHAPES_MAX
+from engine.abi.numbers import DNS_BYTES, HELLO_KEPT, NAME_KEY_BYTES, SHAPES_MAX
 
 Codes = tuple[tuple[str, str], ...]
 
@@ -102,13 +102,15 @@ class Process(NamedTuple):
 
 
 class VerdictEntry(NamedTuple):
-    """`expires` CLOCK_MONOTONIC ns, 0 never; `id` the engine's number for the entry."""
+    """`expires` CLOCK_MONOTONIC ns, 0 never; `id` the engine's number for the entry. `judged`: of a flow's own entry
+    alone, the sequence number behind what was read of its stream; None: it was decided without."""
 
     verdict: int
     id: int = 0
     expires: int = 0
     by_name: int = 0
     hits: int = 0
+    judged: int | None = None
 
     def pack(self) -> bytes:
         return VERDICT_ENTRY.pack(self.expires, self.hits, self.id, self.verdict, self.by_name)
@@ -117,6 +119,18 @@ class VerdictEntry(NamedTuple):
     def unpack(cls, data: bytes) -> VerdictEntry:
         expires, hits, number, verdict, by_name = VERDICT_ENTRY.unpack(data)
         return cls(verdict, number, expires, by_name, hits)
+
+    def pack_of_flow(self) -> bytes:
+        """As `flow_verdicts` has it."""
+        read = self.judged is not None
+        return FLOW_VERDICT.pack(
+            self.expires, self.hits, self.id, self.verdict, self.by_name, self.judged or 0, int(read)
+        )
+
+    @classmethod
+    def unpack_of_flow(cls, data: bytes) -> VerdictEntry:
+        expires, hits, number, verdict, by_name, judged, read = FLOW_VERDICT.unpack(data)
+        return cls(verdict, number, expires, by_name, hits, judged if read else None)
 
 
 class ConnectKey(NamedTuple):
@@ -165,6 +179,7 @@ class Held(NamedTuple):
     flags: int
     hook: int = 0
     answer: int = 0
+    judged: int = 0
     number: int = 0
 
     @classmethod
@@ -172,6 +187,22 @@ class Held(NamedTuple):
         fields = HELD.unpack(data)
         cookie, when, number = fields[6:9]
         return cls._make((Identity._make(fields[:6]), cookie, when, *fields[9:], number))
+
+
+class KeptHello(NamedTuple):
+    """The first payload that the gate judged a TCP stream by itself. `start`: sequence number of its first byte."""
+
+    tuple: Tuple
+    start: int
+    content: bytes
+
+    def pack(self) -> bytes:
+        return KEPT_HELLO.pack(*self.tuple, self.start, len(self.content), self.content)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> KeptHello:
+        *flow, start, length, content = KEPT_HELLO.unpack(data)
+        return cls(Tuple._make(flow), start, content[:length])
 
 
 class InboundFlow(NamedTuple):
@@ -394,6 +425,10 @@ LAYOUTS: dict[str, Codes] = {
     "verdict_entry": (
         ("expires", "Q"), ("hits", "Q"), ("id", "I"), ("verdict", "B"), ("by_name", "B"), ("pad", "2x"),
     ),
+    "flow_verdict": (
+        ("entry.expires", "Q"), ("entry.hits", "Q"), ("entry.id", "I"), ("entry.verdict", "B"), ("entry.by_name", "B"),
+        ("entry.pad", "2x"), ("judged", "I"), ("read", "B"), ("pad", "3x"),
+    ),
     "connect_key": (
         ("generation", "I"), ("shape", "B"), ("transport", "B"), ("port", "H"), ("address", "16s"), ("cgroup", "Q"),
         ("exe", "I"), ("uid", "I"),
@@ -404,7 +439,10 @@ LAYOUTS: dict[str, Codes] = {
     "held": (
         *_nested("identity", IDENTITY_CODES), ("cookie", "Q"), ("time", "Q"), ("number", "Q"), ("ifindex", "I"),
         ("generation", "I"), ("verdict_id", "I"), ("part", "I"), ("start", "I"), ("stage", "B"), ("flags", "B"),
-        ("hook", "B"), ("answer", "B"),
+        ("hook", "B"), ("answer", "B"), ("judged", "I"), ("pad", "4x"),
+    ),
+    "kept_hello": (
+        *_nested("tuple", TUPLE_CODES), ("start", "I"), ("length", "I"), ("bytes", f"{HELLO_KEPT}s"),
     ),
     "inbound_flow": (
         ("expires", "Q"), ("generation", "I"), ("verdict_id", "I"), ("start", "I"), ("verdict", "B"), ("flags", "B"),
@@ -457,9 +495,11 @@ CONFIG = _struct("config")
 PLAN = _struct("plan")
 PROCESS = _struct("process")
 VERDICT_ENTRY = _struct("verdict_entry")
+FLOW_VERDICT = _struct("flow_verdict")
 CONNECT_KEY = _struct("connect_key")
 FLOW_KEY = _struct("flow_key")
 HELD = _struct("held")
+KEPT_HELLO = _struct("kept_hello")
 INBOUND_FLOW = _struct("inbound_flow")
 DESTINATION_KEY = _struct("destination_key")
 SOURCE_KEY = _struct("source_key")

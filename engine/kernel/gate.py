@@ -19,6 +19,7 @@ from engine.abi.records import (
     FlowKey,
     Held,
     InboundFlow,
+    KeptHello,
     NameKey,
     Plan,
     Process,
@@ -58,6 +59,7 @@ class KernelGate:
         self._flows = Map(maps / "flow_verdicts")
         self._inbound = Map(maps / "inbound_flows")
         self._held = Map(maps / "held")
+        self._hellos = Map(maps / "hellos")
         self._maps = {
             map_.name: map_
             for map_ in (
@@ -125,7 +127,7 @@ class KernelGate:
         self._put(self._names, key.pack(), entry.pack())
 
     def put_flow(self, key: FlowKey, entry: VerdictEntry) -> None:
-        self._put(self._flows, key.pack(), entry.pack())
+        self._put(self._flows, key.pack(), entry.pack_of_flow())
 
     def put_inbound(self, flow: Tuple, state: InboundFlow) -> None:
         self._put(self._inbound, flow.pack(), state.pack())
@@ -187,7 +189,7 @@ class KernelGate:
         return [(SourceKey.unpack(key), VerdictEntry.unpack(value)) for key, value in self._sources.items()]
 
     def flow_entries(self) -> list[tuple[FlowKey, VerdictEntry]]:
-        return [(FlowKey.unpack(key), VerdictEntry.unpack(value)) for key, value in self._flows.items()]
+        return [(FlowKey.unpack(key), VerdictEntry.unpack_of_flow(value)) for key, value in self._flows.items()]
 
     def inbound_entries(self) -> list[tuple[Tuple, InboundFlow]]:
         return [(Tuple.unpack(key), InboundFlow.unpack(value)) for key, value in self._inbound.items()]
@@ -208,6 +210,12 @@ class KernelGate:
         value = self._inbound.get(flow.pack())
         return None if value is None else InboundFlow.unpack(value)
 
+    def kept_hello(self, cookie: int) -> KeptHello | None:
+        """Return what is kept where a socket's hello would be: it may be another one's. None: nothing."""
+        value = self._hellos.get(_u32(cookie % self._hellos.max_entries))
+        kept = None if value is None else KeptHello.unpack(value)
+        return kept if kept is not None and kept.content else None
+
     def process(self, tgid: int) -> Process | None:
         value = self._processes.get(_u32(tgid))
         return None if value is None else Process.unpack(value)
@@ -221,6 +229,6 @@ class KernelGate:
     def close(self) -> None:
         for map_ in (
             self._config, self._generation, self._plans, self._heartbeat, self._hold_queue, self._counters,
-            *self._maps.values(),
+            self._hellos, *self._maps.values(),
         ):  # fmt: skip
             map_.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from engine.model.facts import Http
@@ -17,6 +18,7 @@ from engine.model.name import normalise
 LIMIT = 16 * 1024
 """Bytes of a request line and its fields; servers refuse more than 8 to 16 KiB."""
 NOT_HTTP = Http()
+_FEW = 2048
 
 # Of any length, and a version of more digits than there ever was: nginx serves both.
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -52,6 +54,15 @@ class HttpAssembler:
             if self._reading is None and len(self._bytes) > self._limit:
                 self._reading = Unread(f"a request head of more than {self._limit} bytes", partial=True)
         return self._reading
+
+    @property
+    def taken(self) -> int:
+        """How many bytes of the stream the reading rests on: whatever follows them, it is the same."""
+        if len(self._bytes) <= _FEW:
+            return len(self._bytes)
+        # The start of a long transfer in another protocol: far less of it has decided.
+        data = bytes(self._bytes)
+        return bisect_left(range(len(data)), True, key=lambda count: read(data[:count]) is not None)
 
 
 def read(data: bytes) -> Http | Unread | None:

@@ -35,6 +35,11 @@ class HelloAssembler:
             self.reading = self._feed(data)
         return self.reading
 
+    @property
+    def taken(self) -> int:
+        """How many bytes of the stream the reading rests on: whatever follows them, it is the same."""
+        return self._taken
+
     def give_up(self, why: str) -> HelloReading:
         """End the wait (a time-out, the end of a capture): PARTIAL unless there is a reading already."""
         if self.reading is None:
@@ -48,6 +53,7 @@ class HelloAssembler:
             if size <= length <= _MAX_FRAGMENT and size + 5 <= len(data) and size + 5 <= self._limit:
                 whole = parse_hello(data[5 : 5 + size])
                 whole.records = 1
+                self._taken = size + 5
                 return whole
         at = 0
         while at < len(data):

@@ -206,6 +206,11 @@ class StreamAssembler:
         return self._bytes.content
 
     @property
+    def began(self) -> int | None:
+        """The sequence number of the first byte."""
+        return self._initial
+
+    @property
     def expected_seq(self) -> int | None:
         """The sequence number that comes next in order."""
         return self._next_seq

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.abi.numbers import NAME_MAX_KERNEL, KernelVerdict, Shape
+from engine.abi.numbers import NAME_MAX_KERNEL, FlowFlag, KernelVerdict, Shape
 from engine.abi.records import ConnectKey, FlowKey, Tuple
 from engine.model.decision import Decision, Stage, Verdict
 from engine.model.facts import FLOW_FACTS, Event, Facts, NameState
@@ -26,6 +26,7 @@ KERNEL_VERDICTS = {
 # Plain numbers: arithmetic on enumerations is Python code, and a held packet waits for it.
 _DEST, _EXE, _CGROUP, _USER = int(Shape.DEST), int(Shape.EXE), int(Shape.CGROUP), int(Shape.USER)
 _INBOUND = int(Shape.INBOUND)
+_NO_STORAGE = int(FlowFlag.NO_STORAGE)
 _NO_ADDRESS = bytes(16)
 _SHAPES = (("dest", _DEST), ("exe", _EXE), ("cgroup", _CGROUP), ("user", _USER))
 
@@ -52,6 +53,14 @@ class InboundPlace(NamedTuple):
     judged: int
 
 
+class OutboundPlace(NamedTuple):
+    """Where the verdict of a flow stands that was opened from here. `judged`: sequence number behind what was read of a
+    TCP stream, where that decided it."""
+
+    key: FlowKey
+    judged: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Where a decision may stand besides the flow itself.
@@ -76,7 +85,7 @@ def numbers(flow: Flow) -> Numbers:
     return Numbers(flow.tuple, identity.cgroup, flow.exe, identity.uid, identity.tgid != 0)
 
 
-def place(flow: Flow, generation: int) -> FlowKey | InboundPlace:
+def place(flow: Flow, generation: int) -> OutboundPlace | InboundPlace:
     """Return where the gate looks a flow's own verdict up.
 
     For datagrams with the executable that is known by now, not with the one that the gate knew when it held: under 0
@@ -86,7 +95,11 @@ def place(flow: Flow, generation: int) -> FlowKey | InboundPlace:
         start = flow.start or 0
         return InboundPlace(flow.tuple, start, start if flow.judged is None or not flow.by_payload else flow.judged)
     part = flow.held.part if flow.tuple.transport == packets.TCP else flow.exe or flow.held.part
-    return FlowKey(flow.tuple, generation, part, flow.held.cookie)
+    key = FlowKey(flow.tuple, generation, part, flow.held.cookie)
+    # A socket's storage remembers from one generation to the next how far its stream was read. Of a stream without,
+    # nobody knows then how far it has come, and its numbers may have come round.
+    known = flow.by_payload and (flow.generation == generation or not flow.held.flags & _NO_STORAGE)
+    return OutboundPlace(key, flow.judged if known else None)
 
 
 def reach(decision: Decision, facts: Facts, stage: Stage, numbers: Numbers, generation: int) -> Reach:

@@ -49,10 +49,13 @@ class FirstPayload:
             return stated(NameState.MALFORMED, waiting.stream.reason)
         if push.outcome is Outcome.FULL:
             return stated(NameState.PARTIAL, waiting.stream.reason)
-        flow.judged = waiting.stream.expected_seq
-        reading = waiting.hello.feed(push.data)
+        reading: HelloReading | None = waiting.hello.feed(push.data)
+        taken = waiting.hello.taken
         if requests and reading is not None and reading.name.state is NameState.NOT_TLS:
-            return self._request(flow, push.data, reading)
+            reading = self._request(flow, push.data, reading)
+            taken = waiting.http.taken if waiting.http is not None else taken
+        began = waiting.stream.began
+        flow.judged = None if began is None else (began + taken) & 0xFFFFFFFF
         return reading
 
     @staticmethod
@@ -65,6 +68,14 @@ class FirstPayload:
             return stated(NameState.PARTIAL if request.partial else NameState.MALFORMED, request.why)
         flow.http = request
         return None if request is None else otherwise
+
+    @staticmethod
+    def read(flow: Flow) -> bytes:
+        """Return the bytes of a stream before `flow.judged`."""
+        stream = flow.waiting.stream
+        if stream is None or stream.began is None or flow.judged is None:
+            return b""
+        return stream.content[: (flow.judged - stream.began) & 0xFFFFFFFF]
 
     def datagram(self, flow: Flow, frame: Frame, packet: Packet) -> HelloReading | None:
         """Take in the datagrams of a UDP packet."""

@@ -39,6 +39,8 @@ class Frame(NamedTuple):
 
 NO_HELLO = Hello()
 _INBOUND, _NO_STORAGE = int(FlowFlag.INBOUND), int(FlowFlag.NO_STORAGE)
+JUDGED_MOST, _SEEN_LAST = 1 << 17, 1 << 30
+"""As in bpf/gate.c: no more of a stream is read than that; so far beyond, it has been acknowledged long since."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class Waiting:
     """A decision is on its way; frames only queue."""
     read: int = 0
     """How many of the frames were there when that was asked for."""
+    contradiction: str = ""
+    """What is wrong with a segment that brought again what the flow had been judged by."""
 
 
 IDLE = Waiting()
@@ -86,7 +90,7 @@ class Flow:
     start: int | None = None
     """Sequence number of the first byte of its stream, where its SYN was held."""
     judged: int | None = None
-    """Sequence number behind what was read of its stream."""
+    """Sequence number behind what was read of its stream, and so of what must not come again as something else."""
     abandoned: bool = False
     """Another connection has its tuple and socket: the answer that is on its way is nobody's."""
     passed: bool = False
@@ -122,6 +126,21 @@ class Flow:
         if not self.inbound or self.judged is None or not self.by_payload or packet.flags & packets.SYN:
             return False
         return packet.payload_end > packet.payload_offset and (packet.seq - self.judged) & 0xFFFFFFFF >= 1 << 31
+
+    def comes_again(self, packet: Packet) -> bool:
+        """Does this segment of a stream from here bring again what was read of it? TCP does that when a packet was
+        lost; and one packet can be lost on purpose."""
+        if self.inbound or self.judged is None or packet.payload_end == packet.payload_offset:
+            return False
+        return 0 < self._before_judged(packet) <= JUDGED_MOST
+
+    def progressed(self, packet: Packet) -> None:
+        """Forget what was read once the stream is so far beyond it that its numbers may come round."""
+        if self.judged is not None and JUDGED_MOST < self._before_judged(packet) <= 0x100000000 - _SEEN_LAST:
+            self.judged = None
+
+    def _before_judged(self, packet: Packet) -> int:
+        return ((self.judged or 0) - packet.seq - bool(packet.flags & packets.SYN)) & 0xFFFFFFFF
 
     def _begins_with(self, syn: Packet) -> bool:
         """Is this its SYN, sent again? The same number proves nothing where what a stream carried has decided."""

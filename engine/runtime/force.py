@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.abi.numbers import PLANS, SHAPES_MAX, FlowFlag, KernelVerdict, NameClass, OpenedBy, Shape
-from engine.abi.records import ConnectKey, FlowKey, InboundFlow, NameKey, Plan, VerdictEntry
+from engine.abi.records import ConnectKey, InboundFlow, NameKey, Plan, VerdictEntry
 from engine.model import net
 from engine.model.decision import Decision, Reason
 from engine.model.facts import PAYLOAD_FACTS, Name, NameState
 from engine.policy.judge import Judge
 from engine.policy.prepare import Policy
 from engine.ports import Gate, MapFullError
-from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, InboundPlace, Reach
+from engine.runtime.entries import FLOW_ONLY, KERNEL_VERDICTS, InboundPlace, OutboundPlace, Reach
 from engine.runtime.identity import ExeRecord
 
 _NARROW = 1 << 15
@@ -98,7 +98,7 @@ class Force:
         self,
         decision: Decision,
         where: Reach,
-        flow: FlowKey | InboundPlace,
+        flow: OutboundPlace | InboundPlace,
         name: Name,
         *,
         flow_verdict: KernelVerdict | None = None,
@@ -127,16 +127,17 @@ class Force:
         self._put_flow(flow, entry if flow_verdict is None else entry._replace(verdict=flow_verdict))
         return number
 
-    def repeat(self, number: int, flow: FlowKey | InboundPlace) -> None:
+    def repeat(self, number: int, flow: OutboundPlace | InboundPlace) -> None:
         """Write an entry for its flow once more, for the time that it has left."""
         entry = self.entry(number)
         if entry is not None:
             self._put_flow(flow, VerdictEntry(entry.verdict, number, entry.expires, entry.by_name))
 
-    def _put_flow(self, flow: FlowKey | InboundPlace, entry: VerdictEntry) -> None:
+    def _put_flow(self, flow: OutboundPlace | InboundPlace, entry: VerdictEntry) -> None:
         try:
-            if isinstance(flow, FlowKey):
-                self._gate.put_flow(flow, entry)
+            if isinstance(flow, OutboundPlace):
+                judged = flow.judged if entry.verdict == KernelVerdict.ALLOW else None
+                self._gate.put_flow(flow.key, entry._replace(judged=judged))
                 return
             passed = FlowFlag.PAYLOAD_PASSED if entry.verdict == KernelVerdict.ALLOW else FlowFlag(0)
             self._gate.put_inbound(

@@ -23,6 +23,7 @@ from engine.protocols import packet as packets
 from engine.protocols.packet import Packet
 from engine.protocols.stream import Outcome
 from engine.protocols.tls import HelloReading, stated
+from engine.runtime.carried import Carried
 from engine.runtime.entries import FLOW_ONLY, numbers, place, reach
 from engine.runtime.first_payload import FirstPayload, begins_nothing
 from engine.runtime.flows import IDLE, Flow, FlowTable, Frame, Waiting, first_byte
@@ -88,6 +89,7 @@ class Gatekeeper:
         """The generation before: a flow in progress still refers to the entry that it passed by."""
         self.counts = HeldCounts()
         self._payloads = FirstPayload(bounds)
+        self._carried = Carried(gate)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- frames in
@@ -125,6 +127,8 @@ class Gatekeeper:
             flow.start = first_byte(packet)
         elif held.flags & _STARTED:
             flow.start = held.start
+        if packet.protocol == packets.TCP and not flow.inbound and self._comes_again(flow, waits, packet):
+            return
         if self._stands(flow, waits, packet):
             self._answer_again(flow, waits, packet)
             return
@@ -135,6 +139,36 @@ class Gatekeeper:
         self._queue(flow, waits)
         if flow.waiting.judging is None:
             self._read(flow, waits, packet)
+
+    def _comes_again(self, flow: Flow, frame: Frame, packet: Packet) -> bool:
+        """Compare a segment that brings again what its flow was judged by. True: that was all there was to do."""
+        held = flow.held
+        passed = bool(held.flags & _PAYLOAD_PASSED)
+        if held.judged != held.start:
+            flow.judged = held.judged
+        elif passed and not held.flags & _NO_STORAGE:
+            flow.judged = None
+        only = held.stage == StageNumber.AGAIN
+        if not only and not (passed or flow.passed):
+            return False  # it is still being read
+        if not only and not flow.comes_again(packet):
+            flow.progressed(packet)
+            return False
+        if flow.decision is not None and flow.decision.verdict in (Verdict.DENY, Verdict.REJECT):
+            return False
+        wrong = self._carried.contradiction(flow, packet)
+        if not wrong and only and held.generation == self.force.number:
+            self._way.release(flow, frame)
+            return True
+        if not wrong:
+            return False
+        if flow.waiting.judging is not None:
+            self.counts.discarded += 1
+            return True
+        self._queue(flow, frame)
+        flow.waiting.contradiction = wrong
+        self._start(flow, Stage.PAYLOAD, Event.LATE)
+        return True
 
     def _stands(self, flow: Flow, frame: Frame, packet: Packet) -> bool:
         """Is this flow decided in the generation in force? A frame that was on its way when the verdict was written."""
@@ -290,6 +324,11 @@ class Gatekeeper:
             self._recall_name(flow)
         if flow.inbound:
             hearing.find_listener(flow, self.force)
+        elif flow.waiting.contradiction:
+            reason = Reason("sent again", flow.waiting.contradiction)
+            facts = await hearing.facts(flow, event, flow.name, self.force, now())
+            self._conclude(flow, self.force, facts, Decision(Verdict.DENY, FLOW_FACTS, (reason,)), stage)
+            return
         elif event is Event.LATE:
             if hearing.accepted(flow):
                 if not self.force.judges_inbound:
@@ -362,6 +401,8 @@ class Gatekeeper:
         self.counts.judged += 1
         flow.facts, flow.decision, flow.generation, flow.stage = facts, decision, force.number, stage
         where = reach(decision, facts, stage, numbers(flow), force.number)
+        if flow.by_payload and decision.verdict is Verdict.ALLOW and waiting.stream is not None and not flow.inbound:
+            self._carried.keep(flow, self._payloads.read(flow))
         # Allowed at connect, but a person spoke about names: the flow stays open until its name is read.
         passes = decision.verdict is Verdict.ALLOW
         open_name = passes and stage is Stage.CONNECT and not flow.inbound and self._orders.speak_of_names
@@ -387,13 +428,22 @@ class Gatekeeper:
                 if force.judges_inbound and not flow.inbound and flow.tuple.transport != packets.TCP:
                     self._way.expect_answers(flow, waiting.frames)
                 for at, frame in enumerate(waiting.frames):
-                    if at < waiting.read or not _instead(flow, frame):
+                    if at < waiting.read or not self._instead(flow, frame):
                         self._way.release(flow, frame)
                     else:
                         self.counts.discarded += 1
             elif stage is Stage.CONNECT:
                 self._refuse(flow, decision.verdict, stage, waiting.frames)
         self.notices.decided(flow, decision, stage, observed=observed, held_ns=held_ns)
+
+    def _instead(self, flow: Flow, frame: Frame) -> bool:
+        """Would a frame that came while its flow was judged take the place of what was read of it?"""
+        packet = packets.parse(frame.data[VNET_BYTES:])
+        if not isinstance(packet, Packet):
+            return False
+        return flow.comes_instead(packet) or (
+            flow.comes_again(packet) and bool(self._carried.contradiction(flow, packet))
+        )
 
     def _refuse(self, flow: Flow, verdict: Verdict, stage: Stage, frames: list[Frame]) -> None:
         """Discard what waits. Who opens a flow that is rejected is told at once; one in progress is ended."""
@@ -435,13 +485,6 @@ class Gatekeeper:
         """Wait until nothing is being judged."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _instead(flow: Flow, frame: Frame) -> bool:
-    if not flow.inbound:
-        return False  # before the frame is read for it
-    packet = packets.parse(frame.data[VNET_BYTES:])
-    return isinstance(packet, Packet) and flow.comes_instead(packet)
 
 
 _INBOUND_PASSES = Decision(Verdict.ALLOW, FLOW_FACTS, (Reason("inbound", "the connection was opened from outside"),))

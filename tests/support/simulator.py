@@ -18,6 +18,7 @@ from engine.abi.records import (
     FlowKey,
     Held,
     InboundFlow,
+    KeptHello,
     NameKey,
     Plan,
     Process,
@@ -44,6 +45,7 @@ SIZES = {
     "processes": 32_768,
 }
 """Entries of each map, as bpf/include/abi.h has them."""
+HELLOS = 4096
 
 
 class _Hash(Generic[K, V]):
@@ -129,6 +131,7 @@ class SimulatedGate:
         self.inbounds = _Lru[Tuple, InboundFlow]("inbound_flows", size["inbound_flows"])
         self.notes = _Lru[Tuple, Held]("held", size["held"])
         self.processes = _Lru[int, Process]("processes", size["processes"])
+        self.hellos: dict[int, KeptHello] = {}
 
     # ---- engine.ports.Gate
 
@@ -251,6 +254,9 @@ class SimulatedGate:
 
     def inbound(self, flow: Tuple) -> InboundFlow | None:
         return self.inbounds.get(flow)
+
+    def kept_hello(self, cookie: int) -> KeptHello | None:
+        return self.hellos.get(cookie % HELLOS)
 
     def process(self, tgid: int) -> Process | None:
         return self.processes.get(tgid)
