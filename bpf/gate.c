@@ -906,6 +906,11 @@ static inline __attribute__((always_inline)) int is_plain(struct __sk_buff *skb,
 	       (!state->local_port || ((__u16)ports[0] << 8 | ports[1]) == state->local_port);
 }
 
+static inline __attribute__((always_inline)) int is_passing(const struct socket_state *state)
+{
+	return state->verdict == VERDICT_ALLOW || state->verdict == VERDICT_IGNORE;
+}
+
 /* What socket storage says of a packet of its flow. OUTCOME_APPLY: nothing; with *stale: what a person said comes first. */
 static inline __attribute__((always_inline)) int by_socket(struct run *r, __u32 gen, __u32 *undecided, __u32 *stale)
 {
@@ -919,7 +924,7 @@ static inline __attribute__((always_inline)) int by_socket(struct run *r, __u32 
 	}
 	if (state->generation != gen || (state->expires && bpf_ktime_get_ns() >= state->expires))
 		return OUTCOME_APPLY;
-	if (state->verdict == VERDICT_ALLOW || state->verdict == VERDICT_IGNORE)
+	if (is_passing(state))
 		return OUTCOME_PASS;
 	if (state->verdict == VERDICT_UNDECIDED) {
 		*undecided = 1;
@@ -959,7 +964,7 @@ static inline __attribute__((always_inline)) void recognise(struct run *r)
 			else
 				s->again = comes_again(p, state->judged);
 			/* Its verdict holds only for the same bytes: further down. */
-			if (s->again && s->decided == OUTCOME_PASS) {
+			if (s->again && s->decided == OUTCOME_PASS && is_passing(state)) {
 				s->decided = OUTCOME_APPLY;
 				s->stale = 1;
 			}
@@ -1205,7 +1210,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		r->state->orders = r->config->orders;
 		decided = by_socket(r, s->generation, &undecided, 0);
 		s->undecided = undecided;
-		if (decided == OUTCOME_PASS && FORGOTTEN(s->again))
+		if (decided == OUTCOME_PASS && FORGOTTEN(s->again) && is_passing(r->state))
 			return to_hold(r, STAGE_AGAIN, COUNT_HELD_AGAIN);
 		if (decided != OUTCOME_APPLY)
 			return decided;
