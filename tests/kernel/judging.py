@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.abi.numbers import EventType
-from engine.abi.records import Held, Identity, Tuple, VerdictEvent
+from engine.abi.records import KEPT_HELLO, Held, Identity, KeptHello, Tuple, VerdictEvent
 from engine.kernel.maps import Map
 from tests.kernel.lab import DEVICE, ROOT, Lab, Watch
 from tests.support.egress import Outcome, Socket
@@ -21,10 +21,12 @@ from tests.support.testrun import PASS, REDIRECT, SHOT, Run, TestRun
 ACTIONS = {Outcome.PASS: PASS, Outcome.DROP: SHOT, Outcome.HOLD: REDIRECT}
 STATE = struct.Struct("<QQIIIIQQIIBBBBIIHH16sII")
 """struct socket_state, which no map carries to the engine: identity, opened, expires, generation, verdict_id, verdict,
-stage, flags, origin, start, connections, peer_port, local_port, peer, orders, pad."""
+stage, flags, origin, start, connections, peer_port, local_port, peer, orders, judged."""
+SLOTS = range(8)
+"""Of `hellos`: those of the cookies that tests choose."""
 _SEAM = struct.Struct("<QIIIIII")
 """struct seam of tests/support/seam.py: cookie, socket, stored, came_by, found, accepted, pad."""
-_MAPS = ("seam_before", "seam_after", "seam_run", "interfaces", "inbound_flows")
+_MAPS = ("seam_before", "seam_after", "seam_run", "interfaces", "inbound_flows", "hellos")
 
 
 class Bench:
@@ -82,6 +84,11 @@ class Bench:
         note = self.gate.held(flow)
         return None if note is None else note._replace(time=0, number=note.number - self._first)
 
+    def kept(self) -> dict[int, KeptHello]:
+        """What stands in SLOTS."""
+        slots = {slot: self.gate.kept_hello(slot) for slot in SLOTS}
+        return {slot: hello for slot, hello in slots.items() if hello is not None}
+
     def forget_inbound(self, flow: Tuple) -> None:
         self._maps["inbound_flows"].remove(flow.pack())
 
@@ -92,6 +99,9 @@ class Bench:
             self.gate.remove_process((1 << 30) + index)
         for flow, _ in self.gate.inbound_entries():
             self.forget_inbound(flow)
+        for slot in SLOTS:
+            if self.gate.kept_hello(slot) is not None:
+                self._maps["hellos"].put(slot.to_bytes(4, "little"), bytes(KEPT_HELLO.size))
         while self._interfaces:
             self._maps["interfaces"].remove(self._interfaces.pop().to_bytes(4, "little"))
         self.gate.beat()
@@ -124,7 +134,8 @@ def opened(source: Path = ROOT / "bpf/gate.c") -> Iterator[Bench]:
 def packed(socket: Socket) -> bytes:
     return STATE.pack(
         *socket.identity, 0, socket.expires, socket.generation, socket.verdict_id, socket.verdict, 0, socket.flags, 0,
-        socket.start, socket.connections, socket.peer_port, socket.local_port, socket.peer, socket.orders, 0,
+        socket.start, socket.connections, socket.peer_port, socket.local_port, socket.peer, socket.orders,
+        socket.judged,
     )  # fmt: skip
 
 
@@ -133,4 +144,4 @@ def unpack(socket: Socket, data: bytes) -> None:
     socket.identity = Identity._make(fields[:6])
     socket.expires, socket.generation, socket.verdict_id, socket.verdict = fields[7:11]
     socket.flags, socket.start, socket.connections = fields[12], fields[14], fields[15]
-    socket.peer_port, socket.local_port, socket.peer, socket.orders = fields[16:20]
+    socket.peer_port, socket.local_port, socket.peer, socket.orders, socket.judged = fields[16:21]

@@ -147,6 +147,7 @@ class Reign(Traffic):
         socket.verdict = socket.generation = socket.verdict_id = socket.expires = socket.flags = 0
         socket.connections += 1
         socket.peer_port = 0
+        socket.judged = socket.start
         flow = flow._replace(dst=key(self.one(HOSTS[self.version])), dport=self.one(PORTS))
         self.senders[at] = Sender(socket, TCP, flow)
 

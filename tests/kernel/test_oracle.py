@@ -26,7 +26,7 @@ from tests.support.simulator import SimulatedGate
 from tests.support.testrun import LOOPBACK, SHORTEST, counted
 
 PACKETS = 16
-EGRESS = (*tuple(Counter)[: Counter.REFUSED_CONNECT], Counter.WOULD_DROP, Counter.HELD_REJECT)
+EGRESS = (*tuple(Counter)[: Counter.REFUSED_CONNECT], Counter.WOULD_DROP, Counter.HELD_REJECT, Counter.HELD_AGAIN)
 ELSEWHERE = frozenset(Counter) - frozenset(EGRESS) | {Counter.DROPPED_SOURCE, Counter.DROPPED_MAP_FULL}
 """Counters of other programs and hooks, and of maps that these worlds are too small to fill."""
 
@@ -93,6 +93,7 @@ def check(bench: Bench, seed: int, *, enforcing: bool = False) -> None:
         assert bench.told() == twins.told(), why
         for flow, note in twins.simulated.notes.items():
             assert bench.held(flow) == note._replace(time=0), why
+        assert bench.kept() == twins.simulated.hellos, why
     remembered = {key: entry._replace(hits=0) for key, entry in bench.gate.flow_entries()}
     assert remembered == {key: entry._replace(hits=0) for key, entry in twins.simulated.flows.items()}, f"seed {seed}"
 

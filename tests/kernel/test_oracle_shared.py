@@ -33,7 +33,7 @@ REACHED = (
     Counter.HELD_CONNECT, Counter.HELD_DATAGRAM, Counter.HELD_INBOUND, Counter.HELD_REJECT, Counter.HIT_FLOW,
     Counter.HIT_DEST, Counter.HIT_SET, Counter.DROPPED_FLOW, Counter.DROPPED_DEST, Counter.DROPPED_SET,
     Counter.DROPPED_INBOUND, Counter.DROPPED_INTERFACE, Counter.DROPPED_ENGINE_ABSENT, Counter.DROPPED_HOLD_FULL,
-    Counter.WOULD_DROP,
+    Counter.WOULD_DROP, Counter.HELD_AGAIN,
 )  # fmt: skip
 
 
@@ -67,10 +67,12 @@ class Common:
         traffic, what = self.traffic, self.traffic.chance.randrange(100)
         if what < 45:
             self.leaves(why)
-        elif what < 80:
+        elif what < 78:
             self.comes_in(why)
-        elif what < 91:
+        elif what < 88:
             traffic.decide()
+        elif what < 91:
+            traffic.read()
         elif what < 94:
             traffic.connect()
         elif what < 96:
@@ -99,6 +101,7 @@ class Common:
         self.marked(done, way.mark, why, released=released)
         assert packed(sender.socket) == packed(model), f"{why}: {sender.socket}, not {model}"
         self.told(self.egress, why)
+        assert self.bench.kept() == self.simulated.hellos, why
 
     def comes_in(self, why: str) -> None:
         frame, (found, accepted), mark = self.traffic.coming()

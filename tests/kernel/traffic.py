@@ -1,7 +1,7 @@
 """Sequences of packets that leave and come in, from one seed, and what the engine does between them: for
 tests/kernel/test_oracle_shared.py and test_oracle_invariants.py.
 
-One version of IP, two peers, two ports on each side and eight sockets, so that flows meet: opened here, accepted,
+One version of IP, two peers, two ports on each side and nine sockets, so that flows meet: opened here, accepted,
 datagrams from one port to anybody, raw, and packets that have no socket at all.
 """
 
@@ -30,6 +30,7 @@ from tests.kernel.worlds import DATAGRAMS, HELLOS, HOSTS, LATER, MINUTE, PORTS, 
 from tests.support import captures
 from tests.support.egress import NOBODY, Socket, key_of
 from tests.support.oracle import Way
+from tests.support.simulator import HELLOS as HELLOS_KEPT
 from tests.support.testrun import LOOPBACK, SHORTEST
 
 OURS = (53, 7000)
@@ -69,7 +70,7 @@ class Traffic(Maker):
     def begin(self) -> None:
         self.version, self.ethernet = self.one((4, 4, 6)), self.one((1, 1, 1, 0))
         self.generation = self.chance.randint(2, 0xFFFFFF00)
-        for number in range(8):
+        for number in range(9):
             self._sender(number)
         self.flip()
         self.configure()
@@ -78,16 +79,18 @@ class Traffic(Maker):
 
     def _sender(self, number: int) -> None:
         us, peer = key(SOURCES[self.version]), key(self.one(HOSTS[self.version]))
-        kind = ("opened", "accepted", "accepted", "datagrams", "datagrams", "raw", "raw", "nobody")[number]
+        kind = ("opened", "accepted", "accepted", "datagrams", "datagrams", "raw", "raw", "nobody", "opened")[number]
         transport = {"opened": TCP, "accepted": TCP, "datagrams": UDP}.get(kind, 0)
         accepted = kind == "accepted"
         sport = self.one(OURS) if accepted or kind == "datagrams" else 40_000 + number
         port = self.one(PORTS)
         stored = kind not in ("raw", "nobody") and self.odds(8)
+        cookie = (1 << 40) + number % 8 + number // 8 * HELLOS_KEPT
         socket = Socket(
-            0 if kind == "nobody" else (1 << 40) + number, self.identity(), stored=stored,
+            0 if kind == "nobody" else cookie, self.identity(), stored=stored,
             connections=0 if accepted else 1, start=1000 if kind == "opened" and stored else 0,
         )  # fmt: skip
+        socket.judged = socket.start
         if accepted and socket.stored:
             socket.flags, socket.identity = int(FlowFlag.INBOUND), NOBODY
             socket.peer, socket.peer_port = peer, port
@@ -138,6 +141,8 @@ class Traffic(Maker):
         sender = self.one(self.senders)
         flow, what = self._tuple_out(sender), self.chance.randrange(10)
         for_flow, entry = self._flow_key(sender, flow), self.entry((*VERDICTS, KernelVerdict.IGNORE))
+        if flow.transport == TCP:
+            entry = entry._replace(judged=self.one((None, self.end_of_hello(sender.socket))))
         state, state_key = self._state(sender, flow.reversed())
         destination = self._destination(flow)
         strategy = StrategyKey(*self.one(((Kind.EXE, 7), (Kind.CGROUP, 5), (Kind.USER, 0), (Kind.USER, 1000))))
@@ -151,6 +156,13 @@ class Traffic(Maker):
                 gate.put_destination(*destination)
             else:
                 gate.put_strategy(strategy, strategic)
+
+    def read(self) -> None:
+        """The verdict on a socket that was opened from here was read from what its stream carried."""
+        socket, _, flow, _ = self.one((self.senders[0], self.senders[8]))
+        if socket.stored:
+            self.have_read(socket, 90)
+            socket.peer, socket.peer_port, socket.local_port = flow.dst, flow.dport, flow.sport
 
     def _flow_key(self, sender: Sender, flow: Tuple) -> FlowKey:
         socket, part = sender.socket, 0
@@ -190,6 +202,7 @@ class Traffic(Maker):
         else:
             socket.connections += 1
             socket.peer_port = 0
+            socket.judged = socket.start
 
     # ---- packets
 

@@ -34,7 +34,8 @@ from engine.model.net import to_key
 from engine.ports import Gate
 from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, URG
 from tests.support import captures, hello, initials
-from tests.support.egress import Socket, key_of
+from tests.support.egress import JUDGED_MOST, SEEN_LAST, Socket, key_of
+from tests.support.simulator import HELLOS as HELLOS_KEPT
 
 T = TypeVar("T")
 SOURCES = {4: "10.1.0.1", 6: "fd00:1::1"}
@@ -72,6 +73,10 @@ IP_OPTIONS = (
     b"\x94\x04\0\0", b"\x94\x04\0\0" * 10, b"\x01" * 12, b"\x01" * 40, b"\x01\x83\x07\x04\x0a\0\0\1",
     b"\x89\x07\x04\x0a\0\0\1\0", b"\x07\x04\0\0\0\x83\x03\x04", b"\x07\x01\0\0", b"\x01\x01\x01\x07",
 )  # fmt: skip
+AROUND = (
+    -1, -1, -len(HELLOS[0]), -len(HELLOS[0]), -JUDGED_MOST, -JUDGED_MOST - 1, 0, 1, SEEN_LAST - 1, SEEN_LAST, 2 * SEEN_LAST - 1, 2 * SEEN_LAST,
+)  # fmt: skip
+"""Where a segment may begin, counted from the end of what was read."""
 DATAGRAMS = (
     initials.initial(initials.crypto(0, hello.handshake("a.example", alpn=["h3"]))),
     initials.initial(initials.crypto(0, hello.handshake("a.example")), version=initials.V2),
@@ -151,7 +156,7 @@ class Maker:
             kind, values = self.one(((Kind.EXE, (7, 8)), (Kind.CGROUP, (5, 6)), (Kind.USER, (0, 1000))))
             gate.put_strategy(StrategyKey(kind, self.one(values)), self.entry(tuple(KernelVerdict)[5:]))
         for _ in range(self.chance.randint(0, 4)):
-            gate.put_flow(self.flow_key(), self.entry((*VERDICTS, KernelVerdict.IGNORE)))
+            gate.put_flow(*self.of_flow())
         present = sum(bit for bit in tuple(Present)[:5] if self.odds(6))
         mode = Mode.ENFORCE if enforcing or self.odds(6) else self.one((Mode.OBSERVE,) * 5 + (Mode.PANIC,))
         config = Config(
@@ -172,8 +177,9 @@ class Maker:
             _key(SOURCES[version]), _key(self.one(HOSTS[version])), 40_000 + number, self.one(PORTS),
             TCP if self.deep else self.one((TCP, UDP)),
         )  # fmt: skip
+        # Two of them share the place where the gate keeps a hello.
         socket = Socket(
-            (1 << 40) + number,
+            (1 << 40) + number // 2 + number % 2 * HELLOS_KEPT,
             self.identity(),
             stored=not self.strangers and self.odds(9 if self.deep else 6),
             connections=self.one((1, 2)),
@@ -183,6 +189,9 @@ class Maker:
             socket.start, socket.flags = 1000, int(FlowFlag.STARTED | passed)
         elif socket.stored:
             self._remember(socket, number)
+        socket.judged = socket.start
+        if socket.stored and flow.transport == TCP and self.odds(3):
+            self.have_read(socket, 90 + number)
         if socket.stored and flow.transport == TCP and self.odds(9):
             socket.peer, socket.peer_port = flow.dst, flow.dport if self.odds(9) else 1
             socket.local_port = self.one((0, flow.sport, flow.sport))
@@ -199,6 +208,25 @@ class Maker:
             socket.verdict = self.one((*VERDICTS, KernelVerdict.IGNORE))
             socket.generation, socket.verdict_id = self.number(), 90 + number
             socket.expires = self.one((0, 0, LATER, 1))
+
+    def have_read(self, socket: Socket, verdict_id: int) -> None:
+        """Let what a socket's stream carried have decided it."""
+        socket.judged = self.end_of_hello(socket)
+        socket.flags |= FlowFlag.STARTED | FlowFlag.PAYLOAD_PASSED
+        if self.odds(8):
+            socket.verdict = self.one((KernelVerdict.ALLOW,) * 5 + (KernelVerdict.DENY, KernelVerdict.IGNORE))
+            socket.generation, socket.verdict_id = self.number(), verdict_id
+            socket.expires = self.one((0, 0, 0, LATER, 1))
+
+    def end_of_hello(self, socket: Socket) -> int:
+        """The sequence number behind what may have been read of a stream; its numbers may have come round before."""
+        return (socket.start + self.one((len(HELLOS[0]), len(HELLOS[0]), 1, JUDGED_MOST))) & 0xFFFFFFFF
+
+    def of_flow(self) -> tuple[FlowKey, VerdictEntry]:
+        """A verdict on one flow, which may have been read from its stream."""
+        key, entry = self.flow_key(), self.entry((*VERDICTS, KernelVerdict.IGNORE))
+        socket = next(socket for socket, flow, _ in self.sockets if flow == key.tuple)
+        return key, entry._replace(judged=self.one((None, self.end_of_hello(socket))))
 
     def connect_key(self, shapes: Sequence[int]) -> ConnectKey | None:
         """A key that some socket's packets may meet, of one of the shapes."""
@@ -253,11 +281,14 @@ class Maker:
 
     def _segment(self, socket: Socket, flow: Tuple) -> bytes:
         if self.odds(1 if self.deep else 3):
-            flags, payload, seq = SYN, self.one((b"", b"", *HELLOS[:3])), self.one((999, 0xFFFFFFFE))
+            flags, payload = SYN, self.one((b"", b"", *HELLOS[:3]))
+            seq = self.one((999, 0xFFFFFFFE, (socket.start - 1) & 0xFFFFFFFF))
         else:
             flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK, ACK | URG))
             payload = b"" if self.odds(2) else self.one(HELLOS[:10]) if self.odds(7) else self.one(HELLOS)
             seq = (socket.start + self.one((0, 0, 0, 0, 0, 1, 517))) & 0xFFFFFFFF
+            if self.odds(2 if socket.judged == socket.start else 6):
+                seq = (socket.judged + self.one(AROUND)) & 0xFFFFFFFF
         options = self.one((b"", b"", b"\x02\x04\x05\xb4", b"\x01" * 40))
         return captures.tcp(flow.sport, flow.dport, payload, seq=seq, flags=flags, options=options)
 

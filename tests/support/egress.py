@@ -32,6 +32,7 @@ from engine.abi.records import (
     FlowKey,
     Held,
     Identity,
+    KeptHello,
     Plan,
     StrategyKey,
     Tuple,
@@ -42,11 +43,13 @@ from engine.model.facts import NameState
 from engine.protocols import packet as packets
 from engine.protocols.packet import Packet
 from engine.protocols.tls import parse_hello
-from tests.support.simulator import SimulatedGate
+from tests.support.simulator import HELLOS, SimulatedGate
 
 NOBODY = Identity(0, 0, 0, 0, 0, 0)
 _WINDOW = 4096
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
+JUDGED_MOST, SEEN_LAST = 1 << 17, 1 << 30
+"""How far behind its first byte what a segment brings again may end; how far beyond it a stream has forgotten it."""
 
 
 class Outcome(Enum):
@@ -84,6 +87,8 @@ class Socket:
     local_port: int = 0
     """0: any."""
     orders: int = 0
+    judged: int = 0
+    """Sequence number behind what was read of the stream; `start`: nothing was."""
 
 
 @dataclass
@@ -97,11 +102,20 @@ class Egress:
     told: list[VerdictEvent] = field(default_factory=list)
     """What the ring would carry."""
 
-    def packet(self, socket: Socket, frame: bytes, *, observed: bool | None = None, first: bool = False) -> Judged:
+    def packet(
+        self,
+        socket: Socket,
+        frame: bytes,
+        *,
+        observed: bool | None = None,
+        first: bool = False,
+        again: bool | None = None,
+    ) -> Judged:
         """Judge an Ethernet frame that leaves through this socket; a held one is noted in the map `held`.
 
         `observed`: by a word that still stands for the socket. None: as its storage says. `first`: of its connection,
-        so that nothing was decided about it before.
+        so that nothing was decided about it before. `again`: it brings what was read of its stream once more. None: as
+        its storage says.
         """
         gate = self.gate
         mode, present = gate.config().mode, Present(gate.config().present)
@@ -114,14 +128,17 @@ class Egress:
         observe, undecided = mode == Mode.OBSERVE or observed, False
         if mode == Mode.PANIC:
             return Judged(Outcome.PASS)
-        stale = tcp and socket.stored and not first and socket.orders != gate.config().orders
-        if tcp and not stale and (decided := self._by_socket(socket)) is not None:
-            return decided
-        undecided = tcp and not stale and self._is_undecided(socket)
-        if tcp and socket.stored and packet.flags & packets.SYN and not packet.flags & packets.ACK:
-            socket.start = (packet.seq + 1) & 0xFFFFFFFF
-            socket.flags |= FlowFlag.STARTED
         length = packet.payload_end - packet.payload_offset
+        stale = tcp and socket.stored and not first and socket.orders != gate.config().orders
+        if again is None:
+            again = tcp and not first and self._again(socket, packet.seq, packet.flags, length)
+        if tcp and not stale and not first and (decided := self._by_socket(socket)) is not None:
+            if not (again and socket.verdict in _PASSING):
+                return decided
+            stale = True  # a verdict on the same bytes alone, after a person's word
+        undecided = tcp and not stale and self._is_undecided(socket)
+        if tcp and socket.stored and opens(packet):
+            self._begin(socket, packet.seq)
         flow = Tuple(packet.source_key, packet.dest_key, packet.sport, packet.dport, packet.protocol)
         if tcp and not length:
             if packet.flags & packets.RST:
@@ -142,6 +159,12 @@ class Egress:
         known = gate.standing(gate.flows.get(key))
         if known is not None and known.by_name and tcp and not socket.stored and opens(packet):
             known = None  # what one stream carried says nothing of the next one with its ports
+        if known is not None and known.judged is not None and tcp:
+            if is_far_beyond(known.judged, packet.seq):
+                known = known._replace(judged=None)
+                gate.flows.put(key, known)
+            else:
+                again = again or begins_before(known.judged, packet.seq, packet.flags, length)
         run.observe = mode == Mode.OBSERVE
         socket.flags &= ~FlowFlag.OBSERVE
         if present & (Present.STRATEGY_DEST | Present.STRATEGY_ID):
@@ -156,14 +179,18 @@ class Egress:
             # Nobody has said anything about this flow: what was decided holds.
             socket.orders = gate.config().orders
             if (decided := self._by_socket(socket)) is not None:
-                return decided
+                asked = again and socket.verdict in _PASSING
+                return self._hold(run, StageNumber.AGAIN, length) if asked else decided
             undecided = self._is_undecided(socket)
         if known is not None:
             if known.verdict == KernelVerdict.UNDECIDED:
                 undecided = True
             elif quic and (known.by_name or Present.SET_NAME in present):
                 return self._hold(run, StageNumber.PAYLOAD, length)
+            elif again and known.verdict == KernelVerdict.ALLOW:
+                return self._hold(run, StageNumber.AGAIN, length)
             else:
+                run.judged = known.judged if tcp else None
                 return self._apply(run, known, Origin.FLOW)
         plan = gate.plan(generation)
         if plan.generation != generation:
@@ -212,6 +239,27 @@ class Egress:
             plan = gate.plan(gate.generation())
             entry = self._connect(plan, who, flow) if plan.generation == gate.generation() else None
         return entry is not None and entry.verdict in (KernelVerdict.DENY, KernelVerdict.REJECT)
+
+    # ---- what was read of a stream
+
+    @staticmethod
+    def _begin(socket: Socket, seq: int) -> None:
+        """A SYN: with the number of the one before it is that one, which may have carried what was judged."""
+        start = (seq + 1) & 0xFFFFFFFF
+        if socket.start != start or not socket.flags & FlowFlag.STARTED:
+            socket.judged = start
+        socket.start = start
+        socket.flags |= FlowFlag.STARTED
+
+    @staticmethod
+    def _again(socket: Socket, seq: int, flags: int, length: int) -> bool:
+        """Does a segment of this socket bring again what was read of its stream? Far beyond it, that is forgotten."""
+        if not socket.stored or socket.judged == socket.start:
+            return False
+        if is_far_beyond(socket.judged, seq):
+            socket.judged = socket.start
+            return False
+        return begins_before(socket.judged, seq, flags, length)
 
     # ---- look-ups
 
@@ -287,16 +335,24 @@ class Egress:
         if Present.SET_NAME in present:
             entry = self.gate.standing(self.gate.longest_name(NameClass.SET, name))
             if entry:
-                return self._apply(run, entry, Origin.SET, name[:-1][::-1])
+                return self._apply_read(run, payload, entry, Origin.SET, name[:-1][::-1])
         if allowed is not None:
-            return self._apply(run, allowed, Origin.DEST)
+            return self._apply_read(run, payload, allowed, Origin.DEST)
         for key in _keys(plan.name_shapes, plan, who, run.flow):
             number = self.gate.classes.get(key)
             if number is not None and (entry := self.gate.standing(self.gate.longest_name(number, name))):
-                return self._apply(run, entry, Origin.NAME, name[:-1][::-1])
+                return self._apply_read(run, payload, entry, Origin.NAME, name[:-1][::-1])
         return self._hold(run, StageNumber.PAYLOAD, len(payload))
 
     # ---- what becomes of it
+
+    def _apply_read(self, run: _Run, payload: bytes, entry: VerdictEntry, origin: Origin, name: bytes = b"") -> Judged:
+        """Of a hello: its one record is kept where the engine finds it, and all that is behind it was not read."""
+        if entry.verdict == KernelVerdict.ALLOW:
+            start, hello = run.socket.start, payload[: 5 + int.from_bytes(payload[3:5], "big")]
+            run.judged = (start + len(hello)) & 0xFFFFFFFF
+            self.gate.hellos[run.socket.cookie % HELLOS] = KeptHello(run.flow, start, hello)
+        return self._apply(run, entry, origin, name)
 
     def _apply(self, run: _Run, entry: VerdictEntry, origin: Origin, name: bytes = b"") -> Judged:
         socket, passes = run.socket, entry.verdict in _PASSING
@@ -307,6 +363,8 @@ class Egress:
             socket.flags &= ~FlowFlag.HOLDING
             if passes or run.observe:
                 socket.flags |= FlowFlag.PAYLOAD_PASSED
+            if run.judged is not None:
+                socket.judged = run.judged
         elif origin != Origin.FLOW:
             self.gate.flows.put(run.key, entry)
         if origin != Origin.FLOW:
@@ -330,9 +388,10 @@ class Egress:
         note = Held(
             who, socket.cookie, self.gate.clock(), self.ifindex, run.generation,
             socket.verdict_id if socket.stored else 0, run.key.part, socket.start, stage, flags,
-            Hook.INGRESS if self.inside else Hook.EGRESS, 0, self.gate.redirected,
+            Hook.INGRESS if self.inside else Hook.EGRESS, 0, socket.judged if socket.stored else 0,
+            self.gate.redirected,
         )  # fmt: skip
-        if socket.stored and length:
+        if socket.stored and length and stage is not StageNumber.AGAIN:
             socket.flags |= FlowFlag.HOLDING | (FlowFlag.COPIED if run.observe else 0)
         self.gate.notes.put(run.flow, note)
         self.gate.redirected += 1
@@ -347,6 +406,18 @@ class _Run:
     generation: int
     observe: bool
     tcp: bool
+    judged: int | None = None
+    """Behind what was read of the stream, where that decides it."""
+
+
+def begins_before(judged: int, seq: int, flags: int, length: int) -> bool:
+    """Does a segment with payload begin before `judged`, as far as anything is read of a stream?"""
+    return bool(length) and 0 < (judged - seq - bool(flags & packets.SYN)) & 0xFFFFFFFF <= JUDGED_MOST
+
+
+def is_far_beyond(judged: int, seq: int) -> bool:
+    """Has a stream come so far that its numbers may come round?"""
+    return SEEN_LAST <= (seq - judged) & 0xFFFFFFFF < 2 * SEEN_LAST
 
 
 def key_of(shape: int, generation: int, who: Identity | None, flow: Tuple) -> ConnectKey | None:

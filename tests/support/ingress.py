@@ -218,7 +218,7 @@ class Ingress:
             flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
         note = Held(
             NOBODY, 0, 0, self.ifindex, self._generation, run.before, 0, run.start, stage, int(flags), Hook.INGRESS, 0,
-            self.gate.redirected,
+            0, self.gate.redirected,
         )  # fmt: skip
         self.gate.notes.put(run.flow, note)
         self.gate.redirected += 1

@@ -29,7 +29,7 @@ from engine.abi.records import Held, InboundFlow, Tuple, VerdictEntry
 from engine.model import net
 from engine.protocols import packet as packets
 from tests.support import captures, headers
-from tests.support.egress import NOBODY, Egress, Judged, Outcome, Socket, _Run
+from tests.support.egress import NOBODY, SEEN_LAST, Egress, Judged, Outcome, Socket, _Run
 from tests.support.headers import Headers, Status
 from tests.support.simulator import SimulatedGate
 
@@ -88,20 +88,21 @@ class Oracle(Egress):
         elif forwarded:
             judged = Judged(Outcome.PASS)  # only its answer is to be expected
         else:
-            first = False
+            first = again = False
             if socket.stored and read.flow.transport == packets.TCP and not plain:
                 if first := not _is_of(socket, read.flow):
                     socket = self._meet(socket, read)
-                elif (decided := self._decided(socket)) is not None:
-                    return decided
                 else:
+                    decided = self._decided(socket)
+                    again = self._again(socket, read.seq, read.flags, len(read.payload))
+                    if decided is not None and not (again and socket.verdict in _PASSING):
+                        return decided
                     observe = observe or bool(socket.flags & FlowFlag.OBSERVE)
             if _opens(read) and socket.stored:
-                socket.start = (read.seq + 1) & 0xFFFFFFFF
-                socket.flags |= FlowFlag.STARTED
+                self._begin(socket, read.seq)
             if (answer := self._answer(socket, read, observe)) is not None:
                 return answer
-            judged = self._sent_by(socket, read, observe=observe, first=first)
+            judged = self._sent_by(socket, read, observe=observe, first=first, again=again)
         if judged.outcome is Outcome.PASS:
             self._expect_answer(read)
         return judged
@@ -114,6 +115,7 @@ class Oracle(Egress):
             return Socket(socket.cookie, NOBODY, stored=False)
         socket.peer, socket.peer_port, socket.local_port = read.flow.dst, read.flow.dport, read.flow.sport
         socket.verdict = socket.generation = 0
+        socket.judged = socket.start
         if _opens(read):
             socket.flags &= ~FlowFlag.INBOUND
         return socket
@@ -141,11 +143,11 @@ class Oracle(Egress):
             return self._counted(Outcome.PASS, Counter.PASSED_FRAGMENT)
         return self._counted(Outcome.DROP, Counter.DROPPED_FRAGMENT)
 
-    def _sent_by(self, socket: Socket, read: Headers, *, observe: bool, first: bool) -> Judged:
+    def _sent_by(self, socket: Socket, read: Headers, *, observe: bool, first: bool, again: bool) -> Judged:
         """What leaves in a flow of its own."""
         if self._has_nothing_to_wait_for(socket, read):
             return Judged(Outcome.PASS)
-        judged = super().packet(socket, plain(read), observed=observe, first=first)
+        judged = super().packet(socket, plain(read), observed=observe, first=first, again=again)
         if judged.origin is Origin.NEVER_DENY:
             self.gate.counted[Counter.PASSED_NEVER_DENY] += 1
         elif _is_bare(socket, read):
@@ -201,7 +203,7 @@ class Oracle(Egress):
             flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
         note = Held(
             NOBODY, socket.cookie, self.gate.clock(), self.ifindex, self.gate.generation(), before, 0, 0,
-            StageNumber.PAYLOAD, int(flags), Hook.INGRESS if self.inside else Hook.EGRESS, 1,
+            StageNumber.PAYLOAD, int(flags), Hook.INGRESS if self.inside else Hook.EGRESS, 1, 0,
             self.gate.redirected,
         )  # fmt: skip
         self.gate.notes.put(read.flow, note)
@@ -234,10 +236,12 @@ class Oracle(Egress):
         """What socket storage says of its own flow before anything else is looked up."""
         if _is_accepted(socket) and not self.gate.config().present & Present.INBOUND:
             return Judged(Outcome.PASS)
-        # A person has said something since: that comes first.
+        # A person may have said something since: that comes first.
         return self._by_socket(socket) if socket.orders == self.gate.config().orders else None
 
     def _by_socket(self, socket: Socket) -> Judged | None:
+        if _is_accepted(socket) and not self.gate.config().present & Present.INBOUND:
+            return Judged(Outcome.PASS)
         judged = super()._by_socket(socket)
         if judged is not None and socket.verdict not in _PASSING:
             passes = judged.outcome is Outcome.PASS
@@ -297,6 +301,8 @@ class Oracle(Egress):
             return Counter.HELD_CONNECT
         if not run.tcp:
             return Counter.HELD_DATAGRAM
+        if stage is StageNumber.AGAIN:
+            return Counter.HELD_AGAIN
         if stage is StageNumber.CONNECT:
             return Counter.HELD_CONNECT
         late = run.socket.stored and run.socket.flags & FlowFlag.PAYLOAD_PASSED
@@ -312,18 +318,22 @@ def is_another_s(gate: SimulatedGate, flow: Tuple, cookie: int, tgid: int) -> bo
 
 
 def is_plain(socket: Socket, frame: bytes) -> bool:
-    """Is this Ethernet frame, without any option of its network header, of the TCP flow that the storage is about?"""
-    if not socket.stored or not socket.peer_port or len(frame) < 14 + 20 + 4:
+    """Is this Ethernet frame, without any option of its network header, of the TCP flow that the storage is about, and
+    behind what that was read from?"""
+    if not socket.stored or not socket.peer_port or len(frame) < 14 + 20 + 8:
         return False
     kind, ip = frame[12:14], frame[14:]
     if kind == b"\x08\0":
         plain = ip[0] == 0x45 and ip[9] == packets.TCP and not int.from_bytes(ip[6:8], "big") & 0x3FFF
         to, at = _MAPPED + ip[16:20], 20
-    elif kind == b"\x86\xdd" and len(ip) >= 44:
+    elif kind == b"\x86\xdd" and len(ip) >= 48:
         plain, to, at = ip[0] >> 4 == 6 and ip[6] == packets.TCP, ip[24:40], 40
     else:
         return False
     sport, dport = (int.from_bytes(ip[each : each + 2], "big") for each in (at, at + 2))
+    if socket.judged != socket.start:
+        seq = int.from_bytes(ip[at + 4 : at + 8], "big")
+        plain = plain and (seq - socket.judged) & 0xFFFFFFFF < SEEN_LAST
     return plain and _is_of(socket, Tuple(b"", to, sport, dport, packets.TCP))
 
 
