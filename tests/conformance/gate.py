@@ -8,12 +8,22 @@ from typing import Any, Protocol
 
 import pytest
 
-from engine.abi.numbers import PLANS, Counter, DestinationClass, KernelVerdict, Mode, NameClass, StrategyKind
+from engine.abi.numbers import (
+    HELLO_KEPT,
+    PLANS,
+    Counter,
+    DestinationClass,
+    KernelVerdict,
+    Mode,
+    NameClass,
+    StrategyKind,
+)
 from engine.abi.records import (
     Config,
     ConnectKey,
     DestinationKey,
     FlowKey,
+    KeptHello,
     NameKey,
     Plan,
     Process,
@@ -32,6 +42,11 @@ SIZES = {
 }  # fmt: skip
 ALLOW, DENY = VerdictEntry(KernelVerdict.ALLOW, 1), VerdictEntry(KernelVerdict.DENY, 2, 10**15, 1)
 FLOW = Tuple(bytes(15) + b"\1", bytes(15) + b"\2", 40_000, 443, 6)
+
+
+HELLOS = 4096
+"""How many hellos the gate keeps: cookies that are as far apart share a place."""
+Keep = Callable[[int, KeptHello], None]
 
 
 class Tries(Protocol):
@@ -81,7 +96,8 @@ bounded = pytest.mark.parametrize("table", BOUNDED, ids=lambda table: table.name
 
 
 class GateSuite:
-    """A subclass gives the fixtures `gate` (maps of SIZES, empty) and `tries`."""
+    """A subclass gives the fixtures `gate` (maps of SIZES, empty), `tries`, and `keep`: keep a hello as the gate's
+    program does, for a socket's cookie."""
 
     @tables
     def test_what_was_put_is_listed_until_it_is_removed(self, gate: Gate, table: Table) -> None:
@@ -131,6 +147,31 @@ class GateSuite:
             gate.put_flow(FLOWS.key(number), ALLOW)
         assert 0 < gate.fill()["flow_verdicts"][0] <= most
         assert FLOWS.key(most + ROOM - 1) in FLOWS.entries(gate)
+
+    @pytest.mark.parametrize("judged", [None, 0, 1, 1 << 31, 0xFFFFFFFF])
+    def test_a_flow_verdict_says_how_far_the_stream_was_read(self, gate: Gate, judged: int | None) -> None:
+        key = FLOWS.key(1)
+        gate.put_flow(key, ALLOW._replace(judged=judged))
+        assert gate.flow_entries() == [(key, ALLOW._replace(judged=judged))]
+        gate.put_flow(key, ALLOW)
+        assert gate.flow_entries() == [(key, ALLOW)]
+
+    def test_a_hello_is_kept_until_another_one_takes_its_place(self, gate: Gate, keep: Keep) -> None:
+        hello = KeptHello(FLOW, 0xFFFFFFF0, bytes(range(200)))
+        longest = KeptHello(FLOW.reversed(), 7, b"\x16" * HELLO_KEPT)
+        cookie = (1 << 50) + 3
+        assert gate.kept_hello(cookie) is None
+        keep(cookie, hello)
+        assert gate.kept_hello(cookie) == hello
+        assert gate.kept_hello(cookie + 1) is None
+        keep(cookie + HELLOS, longest)
+        assert gate.kept_hello(cookie) == gate.kept_hello(cookie + HELLOS) == longest
+        keep(cookie, hello)
+        assert gate.kept_hello(cookie) == hello
+
+    def test_a_hello_that_is_being_written_is_none(self, gate: Gate, keep: Keep) -> None:
+        keep(9, KeptHello(FLOW, 1, b""))
+        assert gate.kept_hello(9) is None
 
     def test_a_plan_stands_until_its_slot_is_needed(self, gate: Gate) -> None:
         plans = [Plan(number, (15, 3), (number % 16,)) for number in range(1, PLANS + 1)]

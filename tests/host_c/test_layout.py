@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from engine.abi import numbers, records
+from engine.runtime import flows
+from tests.support import simulator
 
 from .conftest import INCLUDE, Build
 
 HEADER = (INCLUDE / "abi.h").read_text()
+GATE = (INCLUDE.parent / "gate.c").read_text()
 ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "mode": (numbers.Mode, "MODE_"),
     "verdict": (numbers.KernelVerdict, "VERDICT_"),
@@ -41,8 +44,10 @@ DEFINES = {
     "SHAPES_MAX": numbers.SHAPES_MAX,
     "PLANS": numbers.PLANS,
     "DNS_BYTES": numbers.DNS_BYTES,
+    "HELLO_KEPT": numbers.HELLO_KEPT,
     "COUNTERS": numbers.COUNTERS,
 }
+ALONE = ("HELLO_WINDOW", "HELLOS_MAX")
 WITHOUT_MIRROR = {"event_header", "socket_state", "verdict_name_event"}
 """The head of every event, checked as a part of each; what only the programs read; a record and a tail, below."""
 NAME_TAIL = struct.Struct(f"<{records.VERDICT_EVENT.size}xI{numbers.NAME_KEY_BYTES}s4x")
@@ -64,11 +69,11 @@ def said(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, in
         for field in records.offsets(name):
             asked += [f"offsetof(struct {name}, {field})", f"sizeof(((struct {name} *)0)->{field})"]
     asked += [f"offsetof(struct verdict_name_event, {field})" for field in ("verdict", "name_length", "name", "pad")]
-    asked += [word for body in blocks("enum").values() for word in enum_words(body)] + list(DEFINES)
+    asked += [word for body in blocks("enum").values() for word in enum_words(body)] + [*DEFINES, *ALONE]
     lines = "".join(f'\tprintf("%s=%lld\\n", "{ask}", (long long)({ask}));\n' for ask in asked)
     source = tmp_path_factory.mktemp("layout") / "layout.c"
     source.write_text(
-        '#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n#include "abi.h"\n'
+        '#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n#include "abi.h"\n#include "tls_hello.h"\n'
         f"int main(void)\n{{\n{lines}\treturn 0;\n}}\n"
     )
     text = subprocess.run([Path(build(source))], capture_output=True, text=True, check=True).stdout
@@ -130,6 +135,24 @@ def test_numbers_agree(name: str, said: dict[str, int]) -> None:
 @pytest.mark.parametrize("name", DEFINES)
 def test_bounds_agree(name: str, said: dict[str, int]) -> None:
     assert said[name] == DEFINES[name]
+
+
+def test_every_hello_that_the_gate_reads_can_be_kept_where_its_cookie_says(said: dict[str, int]) -> None:
+    assert said["HELLO_WINDOW"] == numbers.HELLO_KEPT
+    assert said["HELLOS_MAX"] == simulator.HELLOS
+    assert simulator.HELLOS & (simulator.HELLOS - 1) == 0
+
+
+def test_the_gate_and_the_engine_agree_on_what_comes_again() -> None:
+    bounds = dict(re.findall(r"^#define (JUDGED_MOST|SEEN_LAST) \(?([\dU< ]+)\)?$", GATE, re.MULTILINE))
+    assert {name: _value(bound) for name, bound in bounds.items()} == {
+        "JUDGED_MOST": flows.JUDGED_MOST, "SEEN_LAST": flows._SEEN_LAST,
+    }  # fmt: skip
+
+
+def _value(bound: str) -> int:
+    number, _, shift = bound.replace("U", "").partition("<<")
+    return int(number) << int(shift or 0)
 
 
 def test_counters_are_numbered_without_a_gap() -> None:

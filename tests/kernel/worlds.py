@@ -74,7 +74,8 @@ IP_OPTIONS = (
     b"\x89\x07\x04\x0a\0\0\1\0", b"\x07\x04\0\0\0\x83\x03\x04", b"\x07\x01\0\0", b"\x01\x01\x01\x07",
 )  # fmt: skip
 AROUND = (
-    -1, -1, -len(HELLOS[0]), -len(HELLOS[0]), -JUDGED_MOST, -JUDGED_MOST - 1, 0, 1, SEEN_LAST - 1, SEEN_LAST, 2 * SEEN_LAST - 1, 2 * SEEN_LAST,
+    -1, -1, -len(HELLOS[0]), -len(HELLOS[0]), -JUDGED_MOST, -JUDGED_MOST - 1, 0, 1, SEEN_LAST - 1,
+    SEEN_LAST, 2 * SEEN_LAST - 1, 2 * SEEN_LAST,
 )  # fmt: skip
 """Where a segment may begin, counted from the end of what was read."""
 DATAGRAMS = (

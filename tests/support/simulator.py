@@ -256,7 +256,8 @@ class SimulatedGate:
         return self.inbounds.get(flow)
 
     def kept_hello(self, cookie: int) -> KeptHello | None:
-        return self.hellos.get(cookie % HELLOS)
+        kept = self.hellos.get(cookie % HELLOS)
+        return kept if kept is not None and kept.content else None
 
     def process(self, tgid: int) -> Process | None:
         return self.processes.get(tgid)

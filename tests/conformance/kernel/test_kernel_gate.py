@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.abi.records import DestinationKey, NameKey, SourceKey, VerdictEntry
+from engine.abi.records import KEPT_HELLO, DestinationKey, KeptHello, NameKey, SourceKey, VerdictEntry
 from engine.kernel.gate import KernelGate
 from engine.kernel.maps import Map
-from tests.conformance.gate import ROOM, GateSuite
+from tests.conformance.gate import HELLOS, ROOM, GateSuite, Keep
 from tests.kernel.lab import Lab
 
 
@@ -60,6 +60,20 @@ class TestKernelGate(GateSuite):
                 getattr(gate, f"remove_{kind}")(key)
         yield gate
         gate.close()
+
+    @pytest.fixture
+    def keep(self, lab: Lab) -> Iterator[Keep]:
+        hellos, written = Map(lab.pins.maps / "hellos"), set()
+        assert hellos.max_entries == HELLOS
+
+        def keep(cookie: int, hello: KeptHello) -> None:
+            written.add((cookie % HELLOS).to_bytes(4, "little"))
+            hellos.put((cookie % HELLOS).to_bytes(4, "little"), hello.pack())
+
+        yield keep
+        for place in written:
+            hellos.put(place, bytes(KEPT_HELLO.size))
+        hellos.close()
 
     @pytest.fixture
     def tries(self, lab: Lab) -> Iterator[KernelTries]:

@@ -10,12 +10,13 @@ from engine.abi.numbers import SHAPES_MAX, KernelVerdict, NameClass
 from engine.abi.records import ConnectKey, FlowKey, NameKey, SourceKey, Tuple, VerdictEntry
 from engine.model.decision import Decision, Reason, Verdict
 from engine.model.facts import Name, NameState
-from engine.runtime.entries import FLOW_ONLY, Reach
+from engine.runtime.entries import FLOW_ONLY, OutboundPlace, Reach
 from engine.runtime.force import highest_numbers, purge
 from engine.runtime.identity import ExeRecord
 from tests.support.rig import Rig
 
-FLOW = FlowKey(Tuple(bytes(16), bytes(16), 1, 2, 6), 1, 0, 9)
+KEY = FlowKey(Tuple(bytes(16), bytes(16), 1, 2, 6), 1, 0, 9)
+FLOW = OutboundPlace(KEY)
 ALLOW = Decision(Verdict.ALLOW, frozenset({"dest"}), (Reason("r", "because"),))
 NAME = Name("a.example", NameState.COMPLETE)
 NOW = 10**15
@@ -93,7 +94,7 @@ def test_numbers_are_never_given_twice_while_maps_may_hold_them(rig: Rig) -> Non
     force = rig.gatekeeper.force
     force.install(ALLOW, where(name=b"a\0"), FLOW, NAME)
     highest = force.install(ALLOW, where(exe=8), FLOW, NAME)
-    rig.gate.put_flow(FLOW._replace(cookie=1), VerdictEntry(KernelVerdict.ALLOW, highest + 40))
+    rig.gate.put_flow(KEY._replace(cookie=1), VerdictEntry(KernelVerdict.ALLOW, highest + 40))
     numbering = highest_numbers(rig.gate)
     assert numbering.next_entry() == highest + 41
     assert numbering.next_class() > max(number for _, number in rig.gate.class_entries())
@@ -143,8 +144,8 @@ def test_a_full_map_costs_only_the_wide_entry(tmp_path: Path) -> None:
     rig = Rig(tmp_path, sizes={"connect_verdicts": 1, "classes": 0})
     force = rig.gatekeeper.force
     force.install(ALLOW, where(exe=3), FLOW, NAME)
-    kept = force.install(ALLOW, where(exe=4), FLOW._replace(cookie=10), NAME)
-    force.install(ALLOW, where(exe=4, name=b"a\0"), FLOW._replace(cookie=11), NAME)
+    kept = force.install(ALLOW, where(exe=4), OutboundPlace(KEY._replace(cookie=10)), NAME)
+    force.install(ALLOW, where(exe=4, name=b"a\0"), OutboundPlace(KEY._replace(cookie=11)), NAME)
     assert [error.map_name for error in rig.full] == ["connect_verdicts", "classes"]
     assert {key.cookie for key, _ in rig.gate.flow_entries()} == {9, 10, 11}
     assert force.entry(kept) is not None
@@ -155,12 +156,30 @@ def test_repeating_an_entry_gives_it_no_more_time(rig: Rig, monkeypatch: pytest.
     force = rig.gatekeeper.force
     number = force.install(Decision(Verdict.DENY, frozenset({"name"}), (), ttl=5.0), FLOW_ONLY, FLOW, NAME)
     [(_, before)] = rig.gate.flow_entries()
-    rig.gate.remove_flow(FLOW)
+    rig.gate.remove_flow(KEY)
     monkeypatch.setattr("time.clock_gettime_ns", lambda _: NOW + 4 * 10**9)
     force.repeat(number, FLOW)
-    force.repeat(number + 1, FLOW._replace(cookie=77))
-    assert rig.gate.flow_entries() == [(FLOW, before)]
+    force.repeat(number + 1, OutboundPlace(KEY._replace(cookie=77)))
+    assert rig.gate.flow_entries() == [(KEY, before)]
     assert (before.expires, before.by_name) == (NOW + 5 * 10**9, 1)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.ALLOW, Verdict.DENY, Verdict.REJECT, Verdict.UNDECIDED])
+def test_the_gate_hears_how_far_a_stream_was_read_that_it_lets_go_on(rig: Rig, verdict: Verdict) -> None:
+    force, judged = rig.gatekeeper.force, 1200 if verdict is Verdict.ALLOW else None
+    number = force.install(Decision(verdict, frozenset({"name"})), FLOW_ONLY, OutboundPlace(KEY, 1200), NAME)
+    [(_, entry)] = rig.gate.flow_entries()
+    assert (entry.judged, entry.by_name) == (judged, 1)
+    rig.gate.remove_flow(KEY)
+    force.repeat(number, OutboundPlace(KEY, 1200))
+    assert rig.gate.flow_entries() == [(KEY, entry)]
+
+
+def test_a_flow_that_stays_open_for_its_name_was_not_judged_by_what_it_carried(rig: Rig) -> None:
+    place = OutboundPlace(KEY, 1200)
+    rig.gatekeeper.force.install(ALLOW, where(), place, NAME, flow_verdict=KernelVerdict.UNDECIDED)
+    [(_, entry)] = rig.gate.flow_entries()
+    assert (entry.verdict, entry.judged) == (KernelVerdict.UNDECIDED, None)
 
 
 def test_the_listing_says_what_stands_in_a_persons_words(rig: Rig) -> None:
