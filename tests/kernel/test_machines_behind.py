@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.selftest.frames import ACK, RST
+from engine.selftest.frames import ACK, PSH, RST
 from tests.kernel.byhand import Hand, hardware, haunt
 from tests.kernel.cable import Cable
+from tests.kernel.host import awaited
 from tests.kernel.lab import OUTSIDE
 from tests.kernel.test_forwarded import DENIED, OPEN, POLICY, Gateway
 from tests.support.hello import client_hello
@@ -38,32 +39,56 @@ def running() -> Iterator[Gateway]:
         gateway.close()
 
 
+def machine(gateway: Gateway) -> tuple[Wire, Hand]:
+    """Somebody behind the host without a stack, about to open a connection."""
+    wire = Wire(gateway.container, "eth0")
+    haunt(gateway.inside, "tocontainer", gateway.container, "eth0", MACHINE)
+    cable = hardware(gateway.inside, "tocontainer"), hardware(gateway.container, "eth0")
+    return wire, Hand(wire, cable, next(PORTS), NAMED, address=MACHINE, peer=OUTSIDE, seq=1 << 28)
+
+
 def test_a_machine_that_uses_its_numbers_again_is_judged_anew(gateway: Gateway) -> None:
     """No socket here belongs to it: its ports and its sequence numbers are all that there is of a connection."""
     server = gateway.agent(outside=True)
     server.do(f"l = listening({OUTSIDE!r}, {NAMED})")
-    wire = Wire(gateway.container, "eth0")
-    haunt(gateway.inside, "tocontainer", gateway.container, "eth0", MACHINE)
-    cable = hardware(gateway.inside, "tocontainer"), hardware(gateway.container, "eth0")
-    port = next(PORTS)
-
-    def machine() -> Hand:
-        made = Hand(wire, cable, port, NAMED, address=MACHINE, peer=OUTSIDE, seq=1 << 28)
-        made.open()
-        server.do("p = accepted(l)")
-        return made
-
-    client = machine()
+    wire, client = machine(gateway)
+    client.open()
+    server.do("p = accepted(l)")
     client.send(RIGHT)
     server.do(f"exactly(p, {len(RIGHT)})")
     client.say(RST | ACK)
-    machine().send(WRONG)
+    client.seq = 1 << 28
+    client.open()
+    server.do("p = accepted(l)")
+    client.send(WRONG)
     try:
         read = server.do(f"p.settimeout(3); exactly(p, {len(WRONG)})")
     except OSError:
         read = b""
     wire.close()
     assert read != WRONG
+
+
+@pytest.mark.parametrize("second", [RIGHT, WRONG])
+def test_what_a_server_did_not_take_is_compared_with_what_comes_in_its_place(gateway: Gateway, second: bytes) -> None:
+    """A machine sends what no stack takes, a hello with a wrong checksum, and then another one as that sent again."""
+    server = gateway.agent(outside=True)
+    server.do(f"l = listening({OUTSIDE!r}, {NAMED})")
+    wire, client = machine(gateway)
+    client.open()
+    server.do("p = accepted(l)")
+    before = gateway.engine.status()["hold"]["judged"]
+    client.say(ACK | PSH, RIGHT, is_broken=True)
+    awaited(lambda: gateway.engine.status()["hold"]["judged"] > before, gateway.engine.told)
+    client.send(second)
+    try:
+        if second == RIGHT:
+            assert server.do(f"exactly(p, {len(second)})") == second
+        else:
+            with pytest.raises(OSError, match=r"reset|abort"):
+                server.do("p.recv(1)")
+    finally:
+        wire.close()
 
 
 def test_an_allowed_connection_cannot_be_turned_behind_its_socket(gateway: Gateway, cable: Cable) -> None:
