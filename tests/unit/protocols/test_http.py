@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.model.facts import Http
@@ -117,3 +117,30 @@ def test_the_reading_does_not_depend_on_the_cut(data: bytes, cut: int) -> None:
     second = assembler.feed(data[cut:])
     assert second == read(data)
     assert first is None or first == second
+
+
+@given(st.binary(max_size=200) | st.lists(PIECES).map(b"".join), st.sampled_from((0, 10, 2048, 5000, LIMIT)))
+@example(PLAIN, 5000)
+@example(b"GET /", 5000)
+@example(b"SSH-2.0-x\r\n", LIMIT)
+@example(b"GET " + b"a" * 3000 + b" HTTP/1.1\r\nHost: a.example\r\n\r\n", 100)
+def test_a_reading_rests_on_what_was_taken_of_the_stream_and_on_no_byte_less(data: bytes, more: int) -> None:
+    """Of a long stream: whoever sends it may change what comes behind, and nothing before."""
+    data += b"x" * more
+    assembler = HttpAssembler()
+    reading, taken = assembler.feed(data), assembler.taken
+    assert taken <= len(data)
+    if len(data) > LIMIT and isinstance(reading, Unread) and reading.partial:
+        assert taken > LIMIT
+        return
+    assert read(data[:taken]) == reading
+    assert read(data[:taken] + bytes(byte ^ 0xFF for byte in data[taken:])) == reading
+    if reading is not None and len(data) > 2048:
+        assert read(data[: taken - 1]) is None
+
+
+def test_what_comes_behind_a_reading_is_not_taken() -> None:
+    assembler = HttpAssembler()
+    assembler.feed(PLAIN)
+    assembler.feed(b"x" * 5000)
+    assert assembler.taken == len(PLAIN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.model.facts import NameState
 from engine.protocols.records import HelloAssembler
@@ -110,6 +112,57 @@ def test_tiny_records_cannot_stretch_the_bound() -> None:
 
 def test_early_data_behind_the_hello_is_not_read() -> None:
     assert state(build.client_hello("example.com") + build.record(b"\xff" * 30, kind=23)) is NameState.COMPLETE
+
+
+@pytest.mark.parametrize("records", [1, 2, 7])
+@pytest.mark.parametrize("behind", [b"", build.record(b"\xff" * 30, kind=23)])
+def test_a_hello_rests_on_its_records_and_on_nothing_behind(records: int, behind: bytes) -> None:
+    stream = build.client_hello("example.com", records=records)
+    for cut in (0, 1, 7, len(stream) - 1, len(stream)):
+        assembler = HelloAssembler()
+        assembler.feed(stream[:cut])
+        assert assembler.taken == cut
+        assembler.feed(stream[cut:] + behind)
+        assert assembler.taken == len(stream)
+        assembler.feed(b"more")
+        assert assembler.taken == len(stream)
+
+
+STREAMS = (
+    build.client_hello("example.com"),
+    build.client_hello("example.com", records=3) + build.record(b"\xff" * 30, kind=23),
+    build.record(build.handshake("example.com") + build.handshake("other.example")),
+    build.client_hello("example.com", size=9000),
+    b"\x80\x2e\x01\x03\x01\x00\x15\x00\x00\x00\x10" + b"\x00" * 37,
+    b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n",
+    b"\x16\x03\x01\x00\x20\x02" + b"\x00" * 31,
+)
+
+
+@given(
+    st.sampled_from(STREAMS) | st.binary(max_size=60),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 255)), max_size=2),
+    st.lists(st.integers(0, 300), max_size=4),
+    st.sampled_from((200, 16_384)),
+)
+def test_whatever_follows_what_was_taken_the_reading_is_the_same(
+    stream: bytes, flips: list[tuple[int, int]], cuts: list[int], limit: int
+) -> None:
+    changed = bytearray(stream)
+    for at, bits in flips:
+        if at < len(changed):
+            changed[at] ^= bits
+    data, assembler = bytes(changed), HelloAssembler(limit)
+    for first, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(data)], strict=True):
+        assembler.feed(data[first:end])
+    taken, reading = assembler.taken, assembler.reading
+    if reading is None:
+        assert taken == len(data)
+        return
+    assert taken <= min(len(data), limit)
+    other = read(data[:taken] + bytes(byte ^ 0xFF for byte in data[taken:]), limit=limit)
+    assert other is not None
+    assert (other.name, other.reason) == (reading.name, reading.reason)
 
 
 def test_an_ssl2_hello_is_unsupported() -> None:

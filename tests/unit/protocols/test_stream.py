@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.protocols.stream import Outcome, StreamAssembler
 
@@ -69,6 +71,35 @@ def test_data_in_the_syn_is_data_and_may_be_sent_again() -> None:
     stream = StreamAssembler()
     assert stream.push(99, b"abc", syn=True).data == b"abc"
     assert stream.push(100, b"abcdef").data == b"def"
+
+
+def test_a_stream_began_with_its_first_segment_unless_it_is_known_where() -> None:
+    assert StreamAssembler().began is None
+    for stream in (StreamAssembler(), StreamAssembler(start=1000)):
+        stream.push(1000, b"abc")
+        stream.push(990, b"before")
+        assert stream.began == 1000
+    known = StreamAssembler(start=1000)
+    assert known.began == 1000
+    known.push(1003, b"def")
+    assert known.began == 1000
+    for seq, began in ((99, 100), (0xFFFFFFFF, 0)):
+        opened = StreamAssembler()
+        opened.push(seq, b"in the SYN", syn=True)
+        opened.push(seq, b"", syn=True)
+        assert opened.began == began
+
+
+@given(st.integers(0, 0xFFFFFFFF), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20)), max_size=12))
+def test_the_content_lies_between_where_a_stream_began_and_what_comes_next(
+    start: int, cuts: list[tuple[int, int]]
+) -> None:
+    whole, stream = bytes(range(60)), StreamAssembler(start=start)
+    for at, length in cuts:
+        stream.push((start + at) & 0xFFFFFFFF, whole[at : at + length])
+    assert stream.began == start
+    assert stream.expected_seq == (start + len(stream.content)) & 0xFFFFFFFF
+    assert stream.content == whole[: len(stream.content)]
 
 
 def test_a_second_syn_elsewhere_is_a_conflict() -> None:
