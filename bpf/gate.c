@@ -40,7 +40,7 @@ struct scratch {
 	__u32 condition; /* of the posture */
 	__u32 undecided;
 	__u32 tcp;
-	__u32 quic; /* a QUIC connection may begin here */
+	__u32 quic; /* names count, and a QUIC connection may begin here */
 	__u32 at;
 	__u32 is_allowed;
 	__u32 is_known;
@@ -692,6 +692,9 @@ static inline __attribute__((always_inline)) int quic_long_header(struct run *r)
 		step = length;
 	if (step < DATAGRAM_LEAST)
 		return 0;
+	/* As for a hello: with MSG_ZEROCOPY it is still the sender's memory. */
+	if (bpf_skb_pull_data(r->skb, s->packet.payload + length))
+		return 1;
 	s->at = s->packet.payload;
 	_Pragma("clang loop unroll(disable)") for (int i = 0; i < SEGMENTS_MAX; i++)
 	{
@@ -1159,7 +1162,6 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	__builtin_memcpy(&s->flow.tuple, &p->tuple, sizeof(s->flow.tuple));
 	s->flow.generation = s->generation;
 	s->flow.cookie = SOCKET_COOKIE(skb);
-	s->quic = !s->tcp && quic_long_header(r);
 	if (r->state)
 		s->flow.part = s->tcp ? r->state->connections : r->state->identity.exe;
 
@@ -1182,6 +1184,9 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		}
 		__builtin_memcpy(&s->known, known, sizeof(s->known));
 	}
+	s->quic = !s->tcp && ((r->config->present & PRESENT_SET_NAME) || (s->is_known && s->known.entry.by_name));
+	if (FORGOTTEN(s->quic))
+		s->quic = quic_long_header(r);
 	/* What one stream carried says nothing of the next one with its ports. */
 	if (s->tcp && !r->state && s->known.entry.by_name && (p->tcp_flags & TCP_FLAG_SYN) &&
 	    !(p->tcp_flags & TCP_FLAG_ACK))
@@ -1218,7 +1223,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	if (s->is_known) {
 		if (s->known.entry.verdict == VERDICT_UNDECIDED) {
 			s->undecided = 1;
-		} else if (s->quic && (s->known.entry.by_name || (r->config->present & PRESENT_SET_NAME))) {
+		} else if (s->quic) {
 			return to_hold(r, STAGE_PAYLOAD, COUNT_HELD_DATAGRAM);
 		} else if (FORGOTTEN(s->again) && s->known.entry.verdict == VERDICT_ALLOW) {
 			return to_hold(r, STAGE_AGAIN, COUNT_HELD_AGAIN);
