@@ -37,7 +37,7 @@ from engine.abi.records import (
     VerdictEntry,
 )
 from engine.ports import Gate
-from engine.protocols.packet import TCP
+from engine.protocols.packet import SYN, TCP
 from tests.kernel.lab import key
 from tests.kernel.traffic import MARK, Sender, Traffic
 from tests.kernel.worlds import HOSTS, LATER, MINUTE, PORTS
@@ -66,11 +66,11 @@ class Law:
     def out(self, flow: Tuple, exe: int, *, payload: bool) -> KernelVerdict:
         """Of what leaves. Of TCP, some is undecided until there is payload."""
         where = flow.transport, flow.dst, flow.dport
-        undecided = (UNDECIDED, UNDECIDED) if flow.transport == TCP else ()
+        undecided = (UNDECIDED,) * 5 if flow.transport == TCP else ()
         verdict = self._draw(("out", where), (ALLOW, DENY, DENY, REJECT, BY_EXE, *undecided))
         if verdict is BY_EXE:
             return self._draw(("exe", where, exe), (ALLOW, DENY))
-        return self._draw(("name", where), (ALLOW, DENY)) if verdict is UNDECIDED and payload else verdict
+        return self._draw(("name", where), (ALLOW, ALLOW, DENY)) if verdict is UNDECIDED and payload else verdict
 
     def into(self, coming: Tuple, *, payload: bool) -> KernelVerdict:
         """Of what comes in: by the port of this host."""
@@ -78,6 +78,14 @@ class Law:
         undecided = (UNDECIDED,) if coming.transport == TCP else ()
         verdict = self._draw(("in", where), (ALLOW, ALLOW, DENY, REJECT, *undecided))
         return self._draw(("client", where), (ALLOW, DENY)) if verdict is UNDECIDED and payload else verdict
+
+
+class Read(NamedTuple):
+    """A stream that was judged by what it carried: its first sequence number, and the one behind what was read."""
+
+    first: int
+    judged: int
+    generation: int
 
 
 class Waiting(NamedTuple):
@@ -100,6 +108,8 @@ class Reign(Traffic):
     said: dict[bytes, KernelVerdict] = field(default_factory=dict)
     """A person's word on what leaves for a peer."""
     waiting: list[Waiting] = field(default_factory=list)
+    reads: dict[tuple[Tuple, int, int], Read] = field(default_factory=dict)
+    """By tuple, cookie and connection: what the engine's verdict on a stream was read from."""
 
     @property
     def gate(self) -> Gate:
@@ -151,6 +161,10 @@ class Reign(Traffic):
         flow = flow._replace(dst=key(self.one(HOSTS[self.version])), dport=self.one(PORTS))
         self.senders[at] = Sender(socket, TCP, flow)
 
+    def sends(self) -> Sender:
+        """Often one of the two that open connections here: their streams have to be read first, and then go on."""
+        return self.one((self.senders[0], self.senders[8])) if self.odds(5) else super().sends()
+
     # ---- the policy
 
     def verdict(self, flow: Tuple, exe: int, *, payload: bool) -> KernelVerdict:
@@ -163,14 +177,18 @@ class Reign(Traffic):
         """Judge one held packet by the law in force. Return the tuple of the answers to a datagram that left by it."""
         if not self.waiting:
             return None
-        held = self.waiting.pop(self.chance.randrange(len(self.waiting)))
+        held = self.waiting.pop(-1 if self.odds(5) else self.chance.randrange(len(self.waiting)))
         payload = bool(held.read.payload) or held.note.stage == StageNumber.PAYLOAD
         if held.note.flags & FlowFlag.INBOUND:
             self._answer_inbound(held, payload=payload)
             return None
         flow, note = held.read.flow, held.note
+        if note.stage == StageNumber.AGAIN and note.generation == self.generation:
+            return None  # the same bytes: no verdict is written
         exe = note.identity.exe
         entry = self.stands(self.verdict(flow, exe, payload=payload))
+        if flow.transport == TCP and entry.verdict == ALLOW:
+            entry = entry._replace(judged=self._read(held))
         self.gate.put_flow(FlowKey(flow, self.generation, note.part, note.cookie), entry)
         early = self.law.out(flow, exe, payload=False)
         if flow.dst not in self.said and self.odds(5):
@@ -186,6 +204,23 @@ class Reign(Traffic):
         if answers is not None:
             self.gate.put_inbound(answers, InboundFlow(KernelVerdict.NONE, OpenedBy.HERE, expires=LATER))
         return answers
+
+    def _read(self, held: Waiting) -> int | None:
+        """Note how far the stream has been read that is allowed now, and return it; None: it was not."""
+        note, read = held.note, held.read
+        stream, first = (read.flow, note.cookie, note.part), (read.seq + bool(read.flags & SYN)) & 0xFFFFFFFF
+        known = self.reads.get(stream)
+        if note.judged != note.start:
+            known = Read(note.start, note.judged, self.generation)
+        elif note.flags & FlowFlag.PAYLOAD_PASSED or (known and known.generation != self.generation):
+            known = None
+        if known is None and read.payload and not note.flags & FlowFlag.PAYLOAD_PASSED:
+            known = Read(first, (first + len(read.payload)) & 0xFFFFFFFF, self.generation)
+        self.reads.pop(stream, None)
+        if known is None:
+            return None
+        self.reads[stream] = known
+        return known.judged
 
     def _answer_inbound(self, held: Waiting, *, payload: bool) -> None:
         if not self.law.judges_inbound:

@@ -81,6 +81,8 @@ class Proof:
         assert note is not None
         if note.stage == StageNumber.REJECT:
             return False
+        if note.stage == StageNumber.AGAIN:
+            self.bench.seen["asked again"] += 1
         self.reign.waiting.append(Waiting(read, note, came_in))
         return True
 
@@ -104,11 +106,42 @@ class Proof:
             sender.socket.flags = sender.socket.start = 0
         if action == PASS:
             assert passes, f"left: {why}"
+            read_from = passes == "policy" and not self.reign.config.open & self.no_engine()
+            assert not (read_from and self.brings_again(sender, read)), f"left unasked: {why}"
             self.bench.seen[f"out: {passes}"] += 1
             self.note(read, passes)
         elif action != REDIRECT or not self.held(read, came_in=False):
             assert drops, f"was dropped: {why}"
             self.bench.seen[f"not out: {drops}"] += 1
+        self.went_on(sender, read)
+
+    def brings_again(self, sender: Sender, read: Headers) -> bool:
+        """Is this payload that begins before the end of what its stream's verdict was read from? A first copy may have
+        been lost on purpose, so it is compared, or the verdict is another one than that."""
+        known, law = self.reign.reads.get(self._stream(sender, read)), self.reign.law
+        exe = self._exe(sender, read)
+        if known is None or not read.payload or read.flow.dst in self.reign.said:
+            return False
+        if law.out(read.flow, exe, payload=False) is not KernelVerdict.UNDECIDED:
+            return False
+        first = read.seq + bool(read.flags & SYN)
+        self.bench.seen["beside what was read"] += 1
+        return any((known.judged - first - many) & 0xFFFFFFFF == 0 for many in range(1, 1 << 17))
+
+    def went_on(self, sender: Sender, read: Headers) -> None:
+        """Another stream of the same tuple, and one whose numbers may come round, are not what was read."""
+        stream = self._stream(sender, read)
+        known = self.reign.reads.get(stream)
+        if known is None or read.flow.transport != TCP:
+            return
+        another = read.flags & SYN and not read.flags & ACK and (read.seq + 1) & 0xFFFFFFFF != known.first
+        forgotten = not self.is_own(sender, read) and known.generation != self.reign.generation
+        if another or forgotten or 1 << 30 <= (read.seq - known.judged) & 0xFFFFFFFF < 1 << 31:
+            del self.reign.reads[stream]
+
+    def _stream(self, sender: Sender, read: Headers) -> tuple[Tuple, int, int]:
+        own = sender.socket.stored and self.is_own(sender, read)
+        return read.flow, sender.socket.cookie, sender.socket.connections if own else 0
 
     def note(self, read: Headers, passes: str) -> None:
         """A datagram has left: its answer is to be let in, unless the flow is somebody else's."""
@@ -294,7 +327,7 @@ REASONS = (
     "out: released", "out: observed", "out: panic", "not out: policy", "not out: answer", "not out: posture",
     "not out: headers", "not out: unknown interface", "in: answer", "in: error", "in: policy", "in: never-deny",
     "in: posture", "in: not judged", "in: released", "in: observed", "not in: policy", "not in: posture",
-    "not in: headers",
+    "not in: headers", "asked again", "beside what was read",
 )  # fmt: skip
 
 

@@ -222,8 +222,12 @@ class Traffic(Maker):
             return another.flow
         return Tuple(sender.flow.src, peer, self.one(OURS), self.one(PORTS), transport)
 
+    def sends(self) -> Sender:
+        """Whose packet is the next to leave."""
+        return self.one(self.senders)
+
     def out(self) -> tuple[Sender, bytes, Way]:
-        sender = self.one(self.senders)
+        sender = self.sends()
         flow = self._tuple_out(sender)
         if sender.transport == TCP and self.odds(1):
             # As a routing header or a rewriting in a container makes it.
