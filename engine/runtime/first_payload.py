@@ -52,7 +52,8 @@ class FirstPayload:
         reading: HelloReading | None = waiting.hello.feed(push.data)
         taken = waiting.hello.taken
         if requests and reading is not None and reading.name.state is NameState.NOT_TLS:
-            reading = self._request(flow, push.data, reading)
+            # Its first bytes may have come before anybody knew that it is no hello.
+            reading = self._request(flow, push.data if waiting.http else waiting.stream.content, reading)
             taken = waiting.http.taken if waiting.http is not None else taken
         began = waiting.stream.began
         flow.judged = None if began is None else (began + taken) & 0xFFFFFFFF
