@@ -108,6 +108,8 @@ class Attempt:
     """It prepares itself before there is a gate."""
     peer: int = 0
     """A port of its own that the witness's hand-made peer opens towards."""
+    deaf: bool = False
+    """That peer is at an address that names decide for, and acknowledges no data."""
     called: str = ""
     """The witness calls it from the denied address: its port by `tcp`, or by `icmp`."""
     tells: Callable[[Entry], bool] | None = None

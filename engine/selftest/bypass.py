@@ -19,7 +19,7 @@ from engine.lab.log import Entry
 from engine.lab.topology import CLIENT, DENIED, DEVICE, SERVER_DEVICE
 from engine.lab.waiting import until
 from engine.selftest.attempt import Attempt, Outcome, SelftestError, Tried, Where
-from engine.selftest.policy import GHOST
+from engine.selftest.policy import GHOST, QUIET
 from engine.selftest.rig import FIRST_PORT, HELD, NOTHING, STOPPED, Rig, Through, open_rig
 
 _ARRIVAL_SECONDS = 1.0
@@ -100,8 +100,8 @@ def _make(rig: Rig, each: _Try, *, prepared: bool = False) -> str:
     """Make the attempt and return the client's word."""
     if each.attempt.peer:
         rig.witness.ask(
-            "peer", device=SERVER_DEVICE, address=GHOST, port=each.port, client=CLIENT,
-            client_port=each.attempt.peer, client_mac=rig.mac(rig.net.client, DEVICE),
+            "peer", device=SERVER_DEVICE, address=QUIET if each.attempt.deaf else GHOST, port=each.port, client=CLIENT,
+            client_port=each.attempt.peer, client_mac=rig.mac(rig.net.client, DEVICE), deaf=each.attempt.deaf,
         )  # fmt: skip
     if each.attempt.called:
         rig.witness.ask(each.attempt.called, source=DENIED, address=CLIENT, port=each.port)

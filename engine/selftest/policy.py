@@ -11,7 +11,8 @@ from pathlib import Path
 
 from engine.lab.topology import DENIED, DENIED6, DENIED_SOURCE, NEIGHBOUR, SERVER, SERVER6
 
-GHOST = "192.0.2.77"
+GHOST, QUIET = "192.0.2.77", "192.0.2.78"
+"""Addresses that no stack has: one denied, and one that names decide for."""
 """A denied address that no kernel has: the witness answers for it, frame by frame."""
 ELSEWHERE = "203.0.113.10"
 """Where names decide too: an address of the server beyond the second wire, which no gate is on."""
@@ -116,7 +117,7 @@ def write_policy(folder: Path, listed: Path, unwanted: Path) -> None:
     (folder / "sallyport.rego").write_text(_DEFAULT)
     settings = {
         "denied": [DENIED, DENIED6, GHOST],
-        "named": [SERVER, SERVER6, ELSEWHERE],
+        "named": [SERVER, SERVER6, ELSEWHERE, QUIET],
         "callers": [DENIED_SOURCE, DENIED_SOURCE6],
         "named_callers": [NEIGHBOUR],
         "suffix": f".{DENIED_SUFFIX}",

@@ -20,7 +20,7 @@ from engine.lab.topology import DEVICE, NEIGHBOUR, SERVER, SERVER_DEVICE, Namesp
 from engine.lab.waiting import until
 from engine.selftest.attempt import SelftestError, Where
 from engine.selftest.attempts import programs
-from engine.selftest.policy import DENIED_SOURCE6, ELSEWHERE, GHOST, NAT64, write_policy
+from engine.selftest.policy import DENIED_SOURCE6, ELSEWHERE, GHOST, NAT64, QUIET, write_policy
 
 FIRST_PORT = 5000
 _UNSEEN_PORTS = 20000
@@ -89,8 +89,9 @@ class Rig:
         net.client.configure(
             f"link add way0 type veth peer name way1 netns {behind.keeper.pid}\n"
             f"address add {_ROUTER}/24 dev way0\nlink set way0 up\n"
-            # The ghost is nobody's address: without an entry its packets would wait for an answer to ARP.
+            # Nobody's addresses: without an entry their packets would wait for an answer to ARP.
             f"neighbor replace {GHOST} lladdr {self.mac(net.server, SERVER_DEVICE)} dev {DEVICE} nud permanent\n"
+            f"neighbor replace {QUIET} lladdr {self.mac(net.server, SERVER_DEVICE)} dev {DEVICE} nud permanent\n"
             f"route add {NAT64}/128 dev {DEVICE}\n"
             f"neighbor replace {SERVER} lladdr {self.mac(net.server, SERVER_DEVICE)} dev {DEVICE} nud permanent"
         )

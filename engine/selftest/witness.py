@@ -124,9 +124,13 @@ class Wire:
 
 
 class Peer:
-    """A TCP end made of frames: it opens towards a port that is itself opening, and answers what comes of it."""
+    """A TCP end made of frames: it opens towards a port that is itself opening, and answers what comes of it. `deaf`:
+    but for what carries data, so that it is sent again."""
 
-    def __init__(self, device: str, address: str, port: int, client: str, client_port: int, client_mac: str) -> None:
+    def __init__(
+        self, device: str, address: str, port: int, client: str, client_port: int, client_mac: str, *, deaf: bool
+    ) -> None:
+        self._deaf = deaf
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
         self._socket.bind((device, 0x0800))
         self._socket.settimeout(0.01)
@@ -162,7 +166,7 @@ class Peer:
             if seen is None or (seen.sport, seen.dport) != (client_port, port):
                 continue
             length = len(seen.payload) + bool(seen.flags & (frames.SYN | frames.FIN))
-            if seen.flags & frames.ACK and length:
+            if seen.flags & frames.ACK and length and not (self._deaf and seen.payload):
                 answered = True
                 self._send(1001, seen.seq + length, frames.ACK)
 

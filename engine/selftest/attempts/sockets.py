@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 
 from engine.kernel import syscalls
 from engine.lab.topology import CLIENT, DENIED, NEIGHBOUR, SERVER
 from engine.selftest.attempt import PATIENCE, Attempt, Chance, Outcome, Where, hear
 from engine.selftest.hello import client_hello
-from engine.selftest.policy import ALLOWED_NAME, GHOST
+from engine.selftest.policy import ALLOWED_NAME, GHOST, QUIET
 
 PEER_PORT = 61234
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_WINDOW = 19, 20, 21, 29
 _REPAIR_RECEIVE, _REPAIR_SEND = 1, 2
 _NO_LINGER = struct.pack("=ii", 1, 0)
+_ON_ITS_WAY = 0.1
+"""Seconds after which a packet has left, and the kernel has not yet sent it again (it waits for 0.2 at least)."""
 
 
 def _disconnect(connection: socket.socket) -> None:
@@ -159,6 +162,23 @@ def simultaneous(c: Chance) -> None:
         hear(connection)
 
 
+def sent_again(c: Chance) -> None:
+    """The kernel sends from a file and keeps no copy: what it sends again is what stands there then."""
+    denied = c.denied_hello()
+    allowed = client_hello(ALLOWED_NAME.encode().rjust(len(c.denied_name), b"x"))
+    file = os.memfd_create("hello")
+    os.write(file, allowed)
+    with socket.socket() as connection:
+        connection.settimeout(PATIENCE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        connection.bind((CLIENT, PEER_PORT))
+        connection.connect((QUIET, c.port))
+        os.sendfile(connection.fileno(), file, 0, len(allowed))
+        time.sleep(_ON_ITS_WAY)
+        os.pwrite(file, denied, 0)
+        hear(connection)
+
+
 def repaired(c: Chance) -> None:
     """A connection without a handshake (TCP_REPAIR, made for restoring processes): its first packet has data."""
     with socket.socket() as connection:
@@ -220,6 +240,9 @@ ATTEMPTS = (
     Attempt("TCP: simultaneous open", "a token to a denied address that opens at the same time", simultaneous,
             {Outcome.BLOCKED: "A socket that opened a connection itself is judged, whichever end is answered first."},
             peer=PEER_PORT),
+    Attempt("TCP: sent again from a file", "a denied name in the place of an allowed one that was not acknowledged",
+            sent_again, {Outcome.BLOCKED: "What is sent again is compared with what was judged."}, whole=False,
+            peer=PEER_PORT, deaf=True),
     Attempt("TCP_REPAIR", "a denied name over a connection that had no handshake", repaired,
             {Outcome.BLOCKED: "A stream whose start was not seen is not read as a hello."}, needs="CAP_NET_ADMIN"),
     Attempt("answer to a denied address", "a token over a connection that a denied address opened", called,
