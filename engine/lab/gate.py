@@ -123,7 +123,7 @@ class Gate:
         finally:
             number.close()
 
-    def sallyport(self, *words: str, seconds: float = 20.0) -> Ended:
+    def sallyport(self, *words: str, seconds: float = 120.0) -> Ended:
         """Run a command for this state directory, outside of the lab's namespaces, as an administrator would."""
         return self._tools.run([*COMMAND, *words, "--state-dir", str(self._state_dir)], seconds=seconds)
 

@@ -17,13 +17,18 @@ PROBE_PORT = 8443
 """The same names, for the probe that runs beside other traffic: a capture tells the two apart by port."""
 PLAIN_PORT = 80
 
+_MANY_FILES = 'ulimit -n 8192 2>/dev/null; exec "$@"'
+"""A connection is a file, and the usual limit for files is 1024."""
+
 _CONFIG = """
 daemon off;
 master_process off;
 user root;
 pid {work}/nginx.pid;
 error_log {work}/nginx.err warn;
-events {{ worker_connections 512; }}
+# A dropped hello leaves its connection here for a minute, and a client that never stops trying makes twenty a second:
+# with too few places nginx closes the connections that others keep, and a scenario would blame the engine.
+events {{ worker_connections 4096; }}
 http {{
   access_log off;
   # Connections are kept over the whole of a lab, which takes long on an emulated machine.
@@ -75,7 +80,8 @@ class Nginx:
         servers = "".join(_SERVER.format(name=name, port=PORT, probe=PROBE_PORT) for name in NAMES)
         config = work / "nginx.conf"
         config.write_text(_CONFIG.format(work=work, plain=PLAIN_PORT, servers=servers))
-        self._process = place.start(["nginx", "-p", str(work), "-c", str(config)], stderr=subprocess.PIPE)
+        nginx = ["nginx", "-p", str(work), "-c", str(config)]
+        self._process = place.start(["sh", "-c", _MANY_FILES, "sh", *nginx], stderr=subprocess.PIPE)
         # nginx writes its process id once its sockets listen.
         ready = until(lambda: (work / "nginx.pid").exists() or self._process.poll() is not None)
         if not ready or self._process.poll() is not None:

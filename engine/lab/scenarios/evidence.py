@@ -26,7 +26,7 @@ def _flipped(lab: Lab, saw: Sight) -> None:
     at = data.index(b'"ocsf"', len(data) // 2) + 2
     data[at] ^= 1
     segment.write_bytes(data)
-    done = lab.tools.run([*COMMAND, "audit", "verify", "--state-dir", str(copy)], seconds=20)
+    done = lab.tools.run([*COMMAND, "audit", "verify", "--state-dir", str(copy)], seconds=120)
     findings = [line for line in done.out.splitlines() if line.startswith("FINDING")]
     saw(done.code == 1 and bool(findings), f"byte {at}: exit {done.code}, {findings[0] if findings else 'no finding'}")
     shutil.rmtree(copy)
