@@ -1110,6 +1110,10 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		/* No full socket: the answer to an inbound SYN, or an ACK of a socket in TIME_WAIT. A socket that opened
 		 * the connection itself has storage, so a simultaneous open does not slip through here. */
 		if (!r->state && (!(p->tcp_flags & TCP_FLAG_SYN) || (p->tcp_flags & TCP_FLAG_ACK))) {
+			/* Which byte is urgent is told ahead of it as well, and the server then leaves it out of what it reads
+			 * (RFC 6093 3.4): not the hello that is judged. */
+			if (p->tcp_flags & TCP_FLAG_URG)
+				return to_posture(r, POSTURE_MALFORMED, COUNT_DROPPED_MALFORMED);
 			count(COUNT_PASSED_INBOUND);
 			return OUTCOME_PASS;
 		}
@@ -1473,6 +1477,9 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 		count(COUNT_PASSED_REPLY);
 		return OUTCOME_PASS;
 	}
+	/* As in judge(): of who is still to be judged by what comes next. */
+	if (s->tcp && !p->length && (p->tcp_flags & TCP_FLAG_URG) && known && known->verdict == VERDICT_UNDECIDED)
+		return to_posture(r, POSTURE_MALFORMED, COUNT_DROPPED_MALFORMED);
 	if (!s->tcp && known && known->opened_by == OPENED_HERE) {
 		if (bpf_ktime_get_ns() < known->expires) {
 			known->expires = bpf_ktime_get_ns() + ANSWER_NS;
