@@ -185,6 +185,8 @@ class Reign(Traffic):
         flow, note = held.read.flow, held.note
         if note.stage == StageNumber.AGAIN and note.generation == self.generation:
             return None  # the same bytes: no verdict is written
+        if self._waits_for_more(held):
+            return None
         exe = note.identity.exe
         entry = self.stands(self.verdict(flow, exe, payload=payload))
         if flow.transport == TCP and entry.verdict == ALLOW:
@@ -205,6 +207,14 @@ class Reign(Traffic):
             self.gate.put_inbound(answers, InboundFlow(KernelVerdict.NONE, OpenedBy.HERE, expires=LATER))
         return answers
 
+    @staticmethod
+    def _waits_for_more(held: Waiting) -> bool:
+        """Does this payload lie far from the start of its stream? Nothing is read of it before what precedes it."""
+        note, read = held.note, held.read
+        if not note.flags & FlowFlag.STARTED or note.flags & FlowFlag.PAYLOAD_PASSED or not read.payload:
+            return False
+        return read.flow.transport == TCP and (read.seq + bool(read.flags & SYN) - note.start) & 0xFFFFFFFF > 1 << 16
+
     def _read(self, held: Waiting) -> int | None:
         """Note how far the stream has been read that is allowed now, and return it; None: it was not."""
         note, read = held.note, held.read
@@ -215,7 +225,8 @@ class Reign(Traffic):
         elif note.flags & FlowFlag.PAYLOAD_PASSED or (known and known.generation != self.generation):
             known = None
         if known is None and read.payload and not note.flags & FlowFlag.PAYLOAD_PASSED:
-            known = Read(first, (first + len(read.payload)) & 0xFFFFFFFF, self.generation)
+            started = note.flags & FlowFlag.STARTED
+            known = Read(note.start if started else first, (first + len(read.payload)) & 0xFFFFFFFF, self.generation)
         self.reads.pop(stream, None)
         if known is None:
             return None

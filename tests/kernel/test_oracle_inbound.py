@@ -30,7 +30,7 @@ from engine.abi.numbers import (
 from engine.abi.records import Config, ConnectKey, DestinationKey, InboundFlow, Plan, Tuple, VerdictEvent
 from engine.kernel.maps import Map
 from engine.ports import Gate
-from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP
+from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, URG
 from tests.kernel.lab import DEVICE, Lab, Watch
 from tests.kernel.worlds import DATAGRAMS, HELLOS, LATER, MINUTE, VERDICTS, Maker, now
 from tests.support import captures
@@ -126,7 +126,7 @@ class Visitors(Maker):
             flags, payload = SYN, self.one((b"", b"", HELLOS[0]))
             seq = (start - 1 + self.one((0, 0, 1))) & 0xFFFFFFFF
         else:
-            flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK))
+            flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK, ACK | URG))
             payload, seq = self.one((b"", HELLOS[0], HELLOS[1])), start
         return captures.tcp(flow.sport, flow.dport, payload, seq=seq, flags=flags)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from engine.abi.numbers import FlowFlag, InterfaceKind, KernelVerdict, Mode, PostureBit, StageNumber
 from engine.abi.records import Tuple
-from engine.protocols.packet import ACK, RST, SYN, TCP
+from engine.protocols.packet import ACK, RST, SYN, TCP, URG
 from tests.kernel.judging import Bench, opened
 from tests.kernel.reign import OPEN, REFUSED, Reign, Waiting, answers_to
 from tests.kernel.traffic import INSIDE, PLAIN, UNKNOWN, Sender
@@ -49,6 +49,9 @@ class Proof:
         """Tuples of the answers to datagrams that left."""
         self.expected: set[Tuple] = set()
         """Those of them that must come in, because nobody came by them before."""
+
+        self.unclear: set[tuple[Tuple, int, int]] = set()
+        """Connections that are no longer the stream which was read."""
 
     def run(self) -> None:
         reign = self.reign
@@ -122,6 +125,8 @@ class Proof:
         exe = self._exe(sender, read)
         if known is None or not read.payload or read.flow.dst in self.reign.said:
             return False
+        if self._stream(sender, read) in self.unclear:
+            return False
         if law.out(read.flow, exe, payload=False) is not KernelVerdict.UNDECIDED:
             return False
         first = read.seq + bool(read.flags & SYN)
@@ -129,7 +134,7 @@ class Proof:
         return any((known.judged - first - many) & 0xFFFFFFFF == 0 for many in range(1, 1 << 17))
 
     def went_on(self, sender: Sender, read: Headers) -> None:
-        """Another stream of the same tuple, and one whose numbers may come round, are not what was read."""
+        """Of another stream on the same connection, and of one whose numbers may come round, nothing is claimed."""
         stream = self._stream(sender, read)
         known = self.reign.reads.get(stream)
         if known is None or read.flow.transport != TCP:
@@ -137,7 +142,7 @@ class Proof:
         another = read.flags & SYN and not read.flags & ACK and (read.seq + 1) & 0xFFFFFFFF != known.first
         forgotten = not self.is_own(sender, read) and known.generation != self.reign.generation
         if another or forgotten or 1 << 30 <= (read.seq - known.judged) & 0xFFFFFFFF < 1 << 31:
-            del self.reign.reads[stream]
+            self.unclear.add(stream)
 
     def _stream(self, sender: Sender, read: Headers) -> tuple[Tuple, int, int]:
         own = sender.socket.stored and self.is_own(sender, read)
@@ -189,6 +194,8 @@ class Proof:
             return "unknown interface"
         if (closed := self._closed(read)) is not None:
             return closed
+        if not self.is_own(sender, read) and self._is_urgent_notice(read):
+            return "urgent"
         if self.no_engine() & ~config.open:
             return "posture"
         inbound = flow.transport == TCP and self._from_outside(sender, read) is not None
@@ -261,6 +268,11 @@ class Proof:
             return None if read.status is Status.OK else ""
         return "" if self.reign.config.open & posture else "headers"
 
+    def _is_urgent_notice(self, read: Headers) -> bool:
+        """A segment without payload that names a byte which the server will leave out of what it reads."""
+        notice = read.flow.transport == TCP and read.flags & URG and not read.payload
+        return bool(notice) and not self.reign.config.open & PostureBit.MALFORMED
+
     # ---- what comes in
 
     def comes_in(self, why: str) -> None:
@@ -315,6 +327,8 @@ class Proof:
             return ""
         if (closed := self._closed(read)) is not None:
             return closed
+        if self._is_urgent_notice(read) and flow in self.came:
+            return "urgent"
         if flow.src in self.reign.spared or headers.is_icmp(read, headers.ERRORS):
             return ""
         if self.no_engine() & ~config.open:
@@ -327,7 +341,7 @@ REASONS = (
     "out: released", "out: observed", "out: panic", "not out: policy", "not out: answer", "not out: posture",
     "not out: headers", "not out: unknown interface", "in: answer", "in: error", "in: policy", "in: never-deny",
     "in: posture", "in: not judged", "in: released", "in: observed", "not in: policy", "not in: posture",
-    "not in: headers", "asked again", "beside what was read",
+    "not in: headers", "not out: urgent", "asked again", "beside what was read",
 )  # fmt: skip
 
 

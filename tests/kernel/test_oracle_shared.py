@@ -174,7 +174,7 @@ def test_both_directions_are_enforced_as_by_the_oracles(bench: Bench, seed: int)
 
 def test_these_sequences_reach_every_way_through_both_programs(bench: Bench) -> None:
     def many() -> None:
-        for seed in range(150):
+        for seed in range(250):
             Common(bench, seed).run()
 
     bench.seen.clear()

@@ -24,7 +24,7 @@ from engine.abi.numbers import (
 from engine.abi.numbers import StrategyKind as Kind
 from engine.abi.records import Config, DestinationKey, FlowKey, InboundFlow, Plan, StrategyKey, Tuple, VerdictEntry
 from engine.ports import Gate
-from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP
+from engine.protocols.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, URG
 from tests.kernel.lab import key
 from tests.kernel.worlds import DATAGRAMS, HELLOS, HOSTS, LATER, MINUTE, PORTS, SOURCES, VERDICTS, Maker, text_of
 from tests.support import captures
@@ -258,7 +258,7 @@ class Traffic(Maker):
         if self.odds(4):
             flags, payload, seq = SYN, self.one((b"", b"", HELLOS[0])), self.one((999, 999, 5))
         else:
-            flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK))
+            flags = self.one((ACK, ACK | PSH, ACK | PSH, ACK | FIN, RST, SYN | ACK, ACK | URG))
             payload, seq = self.one((b"", HELLOS[0])), 1000
         return captures.tcp(flow.sport, flow.dport, payload, seq=seq, flags=flags)
 

@@ -89,6 +89,9 @@ class Ingress:
             known = None
         if tcp and not opening and known is None and not (accepted or found in (LISTENS, SYN_RECEIVED)):
             return self._passed(Counter.PASSED_REPLY)
+        urgent = tcp and not read.payload and read.flags & packets.URG
+        if urgent and known is not None and known.verdict == KernelVerdict.UNDECIDED:
+            return self._posture(PostureBit.MALFORMED, Counter.DROPPED_MALFORMED)  # which byte no server reads
         if not tcp and known is not None and known.opened_by == OpenedBy.HERE:
             if gate.clock() < known.expires:
                 gate.inbounds.put(key, known._replace(expires=gate.clock() + ANSWER_NS))

@@ -147,6 +147,9 @@ class Oracle(Egress):
         """What leaves in a flow of its own."""
         if self._has_nothing_to_wait_for(socket, read):
             return Judged(Outcome.PASS)
+        if _is_bare(socket, read) and read.flags & packets.URG:
+            # The server leaves an urgent byte out of what it reads, told of it ahead or beside it.
+            return self._posture(PostureBit.MALFORMED, Counter.DROPPED_MALFORMED, socket, observe, 0)
         judged = super().packet(socket, plain(read), observed=observe, first=first, again=again)
         if judged.origin is Origin.NEVER_DENY:
             self.gate.counted[Counter.PASSED_NEVER_DENY] += 1
