@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from vagrant.vm import acceleration, box, kernels, shared, stories, tree, trial
 from vagrant.vm.archive import Archive
-from vagrant.vm.errors import LabError, UsageError
+from vagrant.vm.errors import LabError, UsageError, only_our_errors
+from vagrant.vm.interruption import Interrupted, heeded
 from vagrant.vm.matrix import Row, read, render, row, write
 from vagrant.vm.pair import Pair
-from vagrant.vm.place import CHECKOUT, cache, require
+from vagrant.vm.place import CHECKOUT, cache, require, require_architecture
 from vagrant.vm.spaces import Spaces
 from vagrant.vm.vagrantfile import Boxes
 
@@ -24,9 +25,10 @@ FIGURES = CHECKOUT / "docs/kernels.json"
 LIMIT_SECONDS = 3600
 
 _EPILOG = """\
-exit codes: what the steps ended with; 2 wrong words, 11 needs root (to build a root tree, once), 12 network, 14 disk
-full, 15 a package or an image could not be made, 20 a program is missing, 21 the machine did not boot, 22 it was not
-done in time, 23 the kernel lacks something that the machine needs
+exit codes: what the steps ended with; 1 the system refused something else, 2 wrong words, 10 not an x86_64 machine,
+11 needs root (to build a root tree, once), 12 network, 14 disk full, 15 a package or an image could not be made, 20 a
+program is missing, 21 the machine did not boot, 22 it was not done in time, 23 the kernel lacks something that the
+machine needs, 128 and a signal's number when one ended it
 
 examples:
   python3 -m vagrant.vm test --kernel 6.1
@@ -66,13 +68,13 @@ def main(words: Sequence[str] | None = None) -> int:
     matrix.set_defaults(run=_matrix)
     first = commands.add_parser("first-run", help="the README's two commands on clean systems")
     first.add_argument("systems", nargs="*", help=f"some of {', '.join(tree.SYSTEMS)} (default: all)")
-    first.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
+    first.add_argument("--limit", type=seconds, default=LIMIT_SECONDS, help="seconds that a machine may take")
     first.set_defaults(run=_first_run, tests=[])
     trees = f"root tree: one of {', '.join(tree.SYSTEMS)}"
     here = f"{trees}; or {shared.SYSTEM}: this machine's own and its checkout, read-only (root; nothing is built)"
     for one in (test, matrix):
         one.add_argument("--system", default="debian12", help=here)
-        one.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds that a machine may take")
+        one.add_argument("--limit", type=seconds, default=LIMIT_SECONDS, help="seconds that a machine may take")
     build = commands.add_parser("tree", help="build a root tree (root)")
     build.add_argument("system")
     build.add_argument("image", type=Path)
@@ -89,21 +91,23 @@ def main(words: Sequence[str] | None = None) -> int:
     trying.set_defaults(run=_vagrant, system=box.SYSTEM)
     args = parser.parse_args(words)
 
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGHUP, _leave)
     try:
-        return int(args.run(args))
+        with heeded(), only_our_errors():
+            return int(args.run(args))
     except LabError as error:
         print(f"vm: {error}\n  {error.hint}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("vm: interrupted; the machine is gone", file=sys.stderr)
-        return 130
+    except Interrupted as end:
+        print(f"vm: {end}; what it had running is gone", file=sys.stderr)
+        return end.exit_code
 
 
-def _leave(number: int, _frame: object) -> None:
-    """As an exception, so that what is open is closed and the machine goes."""
-    raise SystemExit(128 + number)
+def seconds(word: str) -> float:
+    """A time limit; its name stands in what argparse says of another word."""
+    limit = float(word)
+    if not 0 < limit < math.inf:
+        raise ValueError(word)
+    return limit
 
 
 def _tree(args: argparse.Namespace) -> int:
@@ -121,9 +125,9 @@ def _box(args: argparse.Namespace) -> int:
 
 def _vagrant(args: argparse.Namespace) -> int:
     """The lab in one machine, and then the stories between both."""
+    _, accelerator = _engine("6.1")
     made = box.obtain(CHECKOUT, cache(), say)
     box.add(made)
-    _, _, accelerator = _parts(args, "6.1")
     with Boxes(CHECKOUT, accelerator, _told) as boxes:
         say(f"both machines are up after {boxes.up_seconds:.0f} s; the lab in enforcer")
         code = boxes.ssh("enforcer", "sallyport lab")
@@ -145,6 +149,8 @@ def _first_run(args: argparse.Namespace) -> int:
     for system in systems:
         tree.suite_of(system)
     for system in systems:
+        # Before the old tree goes: a new one cannot be had without these.
+        _engine(tree.KERNELS[system])
         tree.forget(system, cache())
         args.system = system
         outcome = _trial(args, tree.KERNELS[system], ["demo"])
@@ -223,6 +229,7 @@ def _parts(args: argparse.Namespace, wanted: str) -> tuple[kernels.Kernel, Path,
 def _engine(wanted: str) -> tuple[kernels.Kernel, str]:
     """The kernel, and what runs a machine with it."""
     kernels.check_wanted(wanted)
+    require_architecture()
     require(["qemu-system-x86_64", "setpriv", "git"])
     folder = cache()
     kernel, note = kernels.obtain(wanted, folder, Archive(folder / "apt"))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vagrant.vm.errors import PackageError, RootError
 from vagrant.vm.images import size_of
-from vagrant.vm.place import require, require_room, search_path
+from vagrant.vm.place import require, require_architecture, require_room, search_path
 from vagrant.vm.tree import grow, key
 
 NAME = "sallyport/debian12"
@@ -81,6 +81,7 @@ def obtain(checkout: Path, cache: Path, say: Callable[[str], None]) -> Path:
     box = cache / "boxes" / f"{SYSTEM}-{key(SYSTEM, checkout, IN_BOX)}.box"
     if box.exists():
         return box
+    require_architecture()
     if os.geteuid() != 0:
         raise RootError("Building a box needs root.", hint="Run make box once as root, or through sudo.")
     box.parent.mkdir(exist_ok=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 
 class LabError(Exception):
     """Base of the family. The exit codes below 20 mean what they mean for `scripts/setup`."""
@@ -17,6 +21,12 @@ class UsageError(LabError):
     """Words that name no kernel, no system or no test."""
 
     exit_code = 2
+
+
+class UnsupportedError(LabError):
+    """This machine's processor is none that the kernels are for."""
+
+    exit_code = 10
 
 
 class RootError(LabError):
@@ -65,3 +75,19 @@ class LateError(LabError):
     """The machine did not end within its time limit."""
 
     exit_code = 22
+
+
+@contextlib.contextmanager
+def only_our_errors() -> Iterator[None]:
+    """The edge at which what the operating system refuses becomes one of the family."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise RoomError(
+                f"The disk is full{where}.", hint="Make room; TMPDIR and XDG_CACHE_HOME name folders on another disk."
+            ) from error
+        raise LabError(
+            f"The system refused something: {error.strerror or error}{where}.", hint="Mend that, then run it again."
+        ) from error

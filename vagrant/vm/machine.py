@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -155,11 +154,11 @@ class Machine:
 def running(spec: Spec) -> Iterator[Machine]:
     """Start a machine; whatever happens, it is gone at the end, and so is all that it wrote beside its disks."""
     require(["qemu-system-x86_64", "setpriv"])
-    work = Path(tempfile.mkdtemp(prefix="sallyport-vm-"))
     ours: list[socket.socket] = []
     process = None
     served = contextlib.ExitStack()
     try:
+        work = Path(served.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-vm-")))
         root = served.enter_context(shared.serving(work)) if spec.shares_root else None
         pairs = [socket.socketpair() for _ in (*LINES, "monitor")]
         ours = [own for own, _ in pairs]
@@ -178,10 +177,9 @@ def running(spec: Spec) -> Iterator[Machine]:
         if process is not None:
             process.kill()
             process.wait()
-        served.close()
         for one in ours:
             one.close()
-        shutil.rmtree(work, ignore_errors=True)
+        served.close()
 
 
 def wait_for_start(machine: Machine, told: Callable[[bytes], None]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from vagrant.vm import checkout, trial
+from vagrant.vm.asking import COMMAND_SECONDS, late
 from vagrant.vm.errors import LateError, UsageError
 from vagrant.vm.images import ext4
 from vagrant.vm.kernels import Kernel
@@ -19,8 +21,7 @@ from vagrant.vm.stories import Answer, Step
 ADDRESSES = {"enforcer": "192.168.77.10", "peer": "192.168.77.11"}
 CHANGES_MEGABYTES = 1024
 UP_SECONDS = 600
-COMMAND_SECONDS = 1200
-"""A first start compiles the kernel programs: a minute on an idle emulated machine."""
+_CUT_SECONDS = 60
 
 
 class Pair:
@@ -68,9 +69,7 @@ class Pair:
         self._say(machine, step.command)
         until = time.monotonic() + COMMAND_SECONDS
         if not machine.watch(until, lambda _: None, lambda one: len(_answers(one)) > answers):
-            raise LateError(
-                f'{step.actor} did not answer to "{step.command}".', hint=f"Console:\n    {machine.last_words()}"
-            )
+            raise late(step, f"Console:\n    {machine.last_words()}")
         _, code, *said = _answers(machine)[-1].split(" ")
         return Answer(int(code), base64.b64decode("".join(said)).decode(errors="replace"))
 
@@ -87,7 +86,9 @@ class Pair:
             )
         if verb == "cut":
             self._machines[name].command("quit")
-            self._machines[name].process.wait(60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._machines[name].process.wait(_CUT_SECONDS)
+            self._machines[name].process.kill()
         elif verb in {"reboot", "reset"}:
             ups = _ups(self._machines[name])
             if verb == "reboot":

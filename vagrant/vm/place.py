@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from vagrant.vm.errors import RoomError, ToolError
+from vagrant.vm.errors import RoomError, ToolError, UnsupportedError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The checkout that is tried in the machines."""
@@ -37,6 +38,16 @@ PACKAGES = {
 def search_path() -> str:
     """PATH with sbin, which is not in every user's: mke2fs and debootstrap are there."""
     return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def require_architecture() -> None:
+    """Raise UnsupportedError unless this machine is what Debian calls amd64: all kernels, and so all trees, are."""
+    found = platform.machine()
+    if found != "x86_64":
+        raise UnsupportedError(
+            f"The lab's machines run kernels for x86_64, and this machine is {found}.",
+            hint="Use an x86_64 machine. On this one make demo and scripts/test kernel try its own kernel.",
+        )
 
 
 def require(programs: Iterable[str]) -> None:

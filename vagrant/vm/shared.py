@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vagrant.vm.errors import RootError, ToolError
-from vagrant.vm.place import CHECKOUT, PACKAGES, require, search_path
+from vagrant.vm.place import CHECKOUT, PACKAGES, require, require_architecture, search_path
 
 SYSTEM = "here"
 """The name of this root tree, where the others are called debian12 and so on."""
@@ -36,6 +36,7 @@ exec "$@"
 
 def check(checkout: Path) -> None:
     """Raise an error of the family when this machine's root cannot serve, better now than after a boot."""
+    require_architecture()
     require(["qemu-system-x86_64", "setpriv", "unshare", "git"])
     _program()
     if os.geteuid() != 0:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from vagrant.vm.asking import ask
 from vagrant.vm.errors import RootError, ToolError, UsageError
-from vagrant.vm.pair import ADDRESSES, COMMAND_SECONDS
+from vagrant.vm.pair import ADDRESSES
 from vagrant.vm.place import require, search_path
 from vagrant.vm.stories import Answer, Step
 
@@ -76,16 +77,11 @@ class Spaces:
         home = self._work / step.actor
         home.mkdir(exist_ok=True)
         group = self._group if step.actor == "enforcer" else self._group.parent
-        # Into a file and not a pipe: what the command leaves in the background would keep a pipe open.
-        with tempfile.TemporaryFile() as said:
-            done = subprocess.run(
-                ["sh", "-c", 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"', "sh", str(group),
-                 "nsenter", f"--net=/run/netns/{self._names[step.actor]}", "bash", "-c", step.command],
-                check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, cwd=home,
-                timeout=COMMAND_SECONDS, env={**os.environ, **self._environment(home)},
-            )  # fmt: skip
-            said.seek(0)
-            return Answer(done.returncode, said.read().decode(errors="replace"))
+        words = [
+            "sh", "-c", 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"', "sh", str(group),
+            "nsenter", f"--net=/run/netns/{self._names[step.actor]}", "bash", "-c", step.command,
+        ]  # fmt: skip
+        return ask(step, words, home, {**os.environ, **self._environment(home)})
 
     def _environment(self, home: Path) -> dict[str, str]:
         return {

@@ -15,10 +15,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vagrant.vm import confined
 from vagrant.vm.archive import KEYRING, MIRROR_VARIABLE, SECURITY_VARIABLE, Mirrors, mirrors
 from vagrant.vm.errors import NetworkError, PackageError, RoomError, RootError, UsageError
 from vagrant.vm.images import ext4
-from vagrant.vm.place import require, require_room, search_path
+from vagrant.vm.place import require, require_architecture, require_room
 
 SYSTEMS = {"debian12": "bookworm", "debian13": "trixie"}
 """System -> suite of Debian's archive. Ubuntu's archive is another one, which debootstrap here does not ask."""
@@ -27,6 +28,7 @@ KERNELS = {"debian12": "6.1", "debian13": "6.12"}
 """System -> the line of kernels that it comes with."""
 
 ROOM_MEGABYTES = 6000
+TOOLS = ("debootstrap", "mke2fs", "setpriv", "unshare")
 FORMAT = 1
 """Raised when the steps below change what they make."""
 
@@ -50,7 +52,7 @@ exec chroot "$1" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/
     LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive http_proxy="$http_proxy" https_proxy="$https_proxy" \
     no_proxy="$no_proxy" sh -ec "$2"
 """
-"""$1 is the tree and $2 what to run in it. In a mount namespace of its own: nothing stays mounted."""
+"""$1 is the tree and $2 what to run in it."""
 
 IN_TREE = """
 cd /sallyport
@@ -90,7 +92,7 @@ def obtain(system: str, checkout: Path, cache: Path, say: Callable[[str], None])
     if not image.exists():
         image.parent.mkdir(exist_ok=True)
         require_room(image.parent, ROOM_MEGABYTES, f"building the root tree of {system}")
-        require(["debootstrap", "mke2fs", "unshare"])
+        require(TOOLS)
         say(f"building the root tree of {system} (once; some minutes): {image}")
         if os.geteuid() == 0:
             build(system, checkout, image, say)
@@ -134,8 +136,10 @@ def grow(
     system: str, checkout: Path, work: Path, say: Callable[[str], None], *, packages: Sequence[str] = (), more: str = ""
 ) -> Path:
     """Make the tree as a folder in `work`, with these packages besides and `more` run in it by the shell."""
+    require_architecture()
     if os.geteuid() != 0:
         raise RootError("Building a root tree needs root.", hint="Run the command as root.")
+    require(TOOLS)
     at = mirrors()
     tree, log = work / "tree", work / "log"
     say(f"  debootstrap {suite_of(system)}")
@@ -148,20 +152,18 @@ def grow(
     say("  the README's setup in it, and what a machine has besides")
     inside = IN_TREE.format(extra=" ".join((*EXTRA_PACKAGES, *packages)), more=more)
     _run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_CHROOT, "sh", str(tree), inside],
-        log, f"The project's setup failed in the root tree of {system}",
-    )  # fmt: skip
+        ["sh", "-c", IN_CHROOT, "sh", str(tree), inside],
+        log,
+        f"The project's setup failed in the root tree of {system}",
+    )
     _finish(tree, checkout)
     return tree
 
 
 def _run(words: list[str], log: Path, failure: str) -> None:
     with log.open("wb") as file:
-        done = subprocess.run(
-            words, check=False, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={"http_proxy": "", "https_proxy": "", "no_proxy": "", **os.environ, "PATH": search_path()},
-        )  # fmt: skip
-    if done.returncode:
+        code = confined.run(words, file, {"http_proxy": "", "https_proxy": "", "no_proxy": "", **os.environ})
+    if code:
         said = log.read_text(errors="replace").strip()
         last = " / ".join(said.splitlines()[-3:])
         if _FULL.search(said):

@@ -56,8 +56,8 @@ def check_tests(tests: Sequence[str], root: Path) -> None:
     """Raise UsageError for a test file that is not in the checkout: better now than after a boot."""
     for test in tests:
         path = test.partition("::")[0]
-        if path.startswith(("/", "-")) or ".." in Path(path).parts or not (root / path).exists():
-            raise UsageError(f"There is no test {path} in the checkout.", hint="Give paths such as tests/kernel.")
+        if not path or path.startswith(("/", "-")) or ".." in Path(path).parts or not (root / path).exists():
+            raise UsageError(f'There is no test "{path}" in the checkout.', hint="Give paths such as tests/kernel.")
 
 
 def run(

@@ -9,15 +9,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import select
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vagrant.vm.asking import COMMAND_SECONDS, ask
 from vagrant.vm.box import NAME
 from vagrant.vm.errors import BootError, LateError, ToolError, UsageError
-from vagrant.vm.pair import ADDRESSES, COMMAND_SECONDS
+from vagrant.vm.pair import ADDRESSES
 from vagrant.vm.place import require, search_path
 from vagrant.vm.stories import Answer, Step
 
@@ -27,6 +30,7 @@ _DAEMONS = ("virtlogd", "libvirtd")
 _WITHOUT_KVM = '[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; exec "$@"'
 _VIRSH = ("virsh", "--connect", "qemu:///system")
 _WAIT_SECONDS = 30
+_END_SECONDS = 60
 
 
 class Boxes:
@@ -82,29 +86,41 @@ class Boxes:
             f"CHECKOUT=/sallyport WIRE=eth1 PEER={ADDRESSES['peer']}; cd; {step.command}"
         )
         packed = base64.b64encode(script.encode()).decode()
-        with tempfile.TemporaryFile() as said:
-            done = subprocess.run(
-                ["vagrant", "ssh", step.actor, "--command", f"echo {packed} | base64 -d | sudo -i bash"],
-                check=False, cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=said,
-                stderr=subprocess.STDOUT, timeout=COMMAND_SECONDS,
-            )  # fmt: skip
-            said.seek(0)
-            return Answer(done.returncode, said.read().decode(errors="replace").replace("\r\n", "\n"))
+        words = ["vagrant", "ssh", step.actor, "--command", f"echo {packed} | base64 -d | sudo -i bash"]
+        return ask(step, words, self._folder, self._environment)
 
     def _vagrant(self, words: list[str], seconds: float) -> int:
         process = subprocess.Popen(
             ["vagrant", *words, "--no-tty"] if words[0] == "up" else ["vagrant", *words],
             cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            # Ctrl-C is for the lab, which ends Vagrant in order.
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+        try:
+            if self._tell_all(process, time.monotonic() + seconds):
+                return process.wait()
+        finally:
+            _end(process)
+        raise LateError(f"vagrant {words[0]} was not done within {seconds:.0f} seconds.", hint="Try again.")
+
+    def _tell_all(self, process: subprocess.Popen[bytes], until: float) -> bool:
+        """Tell what it says as it comes; False when the time is up before its end."""
         assert process.stdout is not None  # noqa: S101 - it was asked for
-        until = time.monotonic() + seconds
-        for line in process.stdout:
-            self._told(line)
-            if time.monotonic() > until:
-                process.kill()
-                raise LateError(f"vagrant {words[0]} was not done within {seconds:.0f} seconds.", hint="Try again.")
-        return process.wait()
+        while select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not (data := os.read(process.stdout.fileno(), 1 << 16)):
+                return True
+            self._told(data)
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End Vagrant and what it started, if it has not ended. It may finish its step, so that its notes and locks are in
+    order for the destroying that follows."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +33,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["test", "--kernel", "tomorrow"], 2, 'vm: "tomorrow" names no kernel.'),
         (["test", "--system", "ubuntu2404"], 2, 'vm: There is no root tree for "ubuntu2404" here'),
         (["test", "--step", "dance"], 2, "vm: There is no step dance."),
-        (["test", "tests/kernel/test_gone.py"], 2, "vm: There is no test tests/kernel/test_gone.py"),
+        (["test", "tests/kernel/test_gone.py"], 2, 'vm: There is no test "tests/kernel/test_gone.py"'),
+        (["test", ""], 2, 'vm: There is no test "" in the checkout.'),
         (["matrix", "--kernel", "6"], 2, 'vm: "6" names no kernel.'),
         (
             ["matrix", "tests/kernel/test_hold.py::test_a"],
@@ -46,6 +49,69 @@ def test_wrong_words(words: list[str], code: int, sentence: str, capsys: pytest.
     said = capsys.readouterr().err
     assert said.startswith(sentence)
     assert len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["test"],
+        ["test", "--system", "here"],
+        ["matrix"],
+        ["first-run"],
+        ["stories"],
+        ["box"],
+        ["vagrant"],
+        ["tree", "debian12", "image"],
+    ],
+    ids=" ".join,
+)
+def test_a_machine_that_cannot_run_the_kernels_is_told_so_before_anything_is_asked_of_it(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("vagrant.vm.place.search_path", lambda: "/nowhere")
+    assert commands.main(words) == 10
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "vm: The lab's machines run kernels for x86_64, and this machine is aarch64.\n  Use an x86_64"
+    )
+    assert len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "soon"])
+def test_a_limit_is_a_time(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        commands.main(["test", f"--limit={limit}"])
+    assert caught.value.code == 2
+    assert f"invalid seconds value: '{limit}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 14, "vm: The disk is full (/tmp/x)."),
+        (OSError(errno.EROFS, "Read-only file system"), 1, "vm: The system refused something: Read-only file system."),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_a_sentence(
+    error: OSError, code: int, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(words: object, tests: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "check_tests", refuse)
+    assert commands.main(["test"]) == code
+    said = capsys.readouterr().err
+    assert said.startswith(sentence)
+    assert len(said.splitlines()) == 2
+
+
+def test_a_signal_is_an_exit_code_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial, "check_tests", lambda words, tests: os.kill(os.getpid(), signal.SIGTERM))
+    assert commands.main(["test"]) == 143
+    assert capsys.readouterr().err == "vm: interrupted by SIGTERM; what it had running is gone\n"
 
 
 def test_without_qemu_its_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
