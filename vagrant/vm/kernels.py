@@ -23,7 +23,9 @@ MATRIX = ("5.10", "6.1", "6.12", "newest")
 """The lines that the project is tried on: Debian 11, 12 and 13, and the newest that Debian has."""
 
 NEWEST = "newest"
+LISTS_MEGABYTES = 100
 ROOM_MEGABYTES = 700
+"""With a kernel's packages and what is made of them, for a while all at once."""
 _NAME = re.compile(r"linux-(?:image|binary)-(?P<release>[0-9].*-cloud-amd64)")
 """Packages with a kernel in them. Since 7.1 the image proper is in linux-binary, and linux-image only names it."""
 
@@ -112,17 +114,18 @@ def cached(cache: Path) -> list[Kernel]:
 def obtain(wanted: str, cache: Path, archive: Archive) -> tuple[Kernel, str]:
     """Return the kernel, downloaded when it has to be, and a sentence when an older one from the cache had to serve."""
     check_wanted(wanted)
+    have = [kernel for kernel in cached(cache) if in_line(wanted, kernel.version)]
     try:
-        require_room(cache, ROOM_MEGABYTES, f"the kernel {wanted}")
+        require_room(cache, LISTS_MEGABYTES if have else ROOM_MEGABYTES, f"the kernel {wanted}")
         archive.refresh()
     except NetworkError as error:
-        have = [kernel for kernel in cached(cache) if in_line(wanted, kernel.version)]
         if not have:
             raise
         return have[-1], f"{error} The kernel {have[-1].release} of an earlier run serves."
     release, packages = choose(wanted, archive.packages(r"linux-(?:image|binary|modules|base)-[0-9].*-cloud-amd64"))
     folder = cache / "kernels" / release
     if not (folder / "version").exists():
+        require_room(cache, ROOM_MEGABYTES, f"the kernel {release}")
         _unpack(release, packages, folder, archive)
     return Kernel(release, (folder / "version").read_text().strip(), folder), ""
 

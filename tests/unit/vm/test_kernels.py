@@ -91,6 +91,13 @@ def test_a_full_disk_is_told_before_the_download(tmp_path: Path, monkeypatch: py
         obtain("6.1", tmp_path, Unreachable(tmp_path / "apt"))
 
 
+def test_a_kernel_that_is_there_needs_no_room_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROOM_MEGABYTES", 1 << 40)
+    (tmp_path / "kernels/6.1.0-9-cloud-amd64").mkdir(parents=True)
+    (tmp_path / "kernels/6.1.0-9-cloud-amd64/version").write_text("6.1.27\n")
+    assert obtain("6.1", tmp_path, Unreachable(tmp_path / "apt"))[0].version == "6.1.27"
+
+
 def test_the_emulated_processor_follows_the_kernel() -> None:
     assert emulated_cpu((6, 12, 117)) == "qemu64,-cx16"
     assert emulated_cpu((7, 3, 4)) == "qemu64"
