@@ -22,7 +22,7 @@ ACTIONS = {Outcome.PASS: PASS, Outcome.DROP: SHOT, Outcome.HOLD: REDIRECT}
 STATE = struct.Struct("<QQIIIIQQIIBBBBIIHH16sII")
 """struct socket_state, which no map carries to the engine: identity, opened, expires, generation, verdict_id, verdict,
 stage, flags, origin, start, connections, peer_port, local_port, peer, orders, judged."""
-SLOTS = range(8)
+SLOTS = (*range(8), 2048, 2049)
 """Of `hellos`: those of the cookies that tests choose."""
 _SEAM = struct.Struct("<QIIIIII")
 """struct seam of tests/support/seam.py: cookie, socket, stored, came_by, found, accepted, pad."""

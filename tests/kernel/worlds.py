@@ -178,9 +178,9 @@ class Maker:
             _key(SOURCES[version]), _key(self.one(HOSTS[version])), 40_000 + number, self.one(PORTS),
             TCP if self.deep else self.one((TCP, UDP)),
         )  # fmt: skip
-        # Two of them share the place where the gate keeps a hello.
+        # Two of them share the place where the gate keeps a hello, and others have one far off.
         socket = Socket(
-            (1 << 40) + number // 2 + number % 2 * HELLOS_KEPT,
+            (1 << 40) + number // 4 + number // 2 % 2 * (HELLOS_KEPT // 2) + number % 2 * HELLOS_KEPT,
             self.identity(),
             stored=not self.strangers and self.odds(9 if self.deep else 6),
             connections=self.one((1, 2)),
@@ -213,9 +213,9 @@ class Maker:
     def have_read(self, socket: Socket, verdict_id: int) -> None:
         """Let what a socket's stream carried have decided it."""
         socket.judged = self.end_of_hello(socket)
-        socket.flags |= FlowFlag.STARTED | FlowFlag.PAYLOAD_PASSED
+        socket.flags |= FlowFlag.PAYLOAD_PASSED | (FlowFlag.STARTED if self.odds(8) else FlowFlag(0))
         if self.odds(8):
-            socket.verdict = self.one((KernelVerdict.ALLOW,) * 5 + (KernelVerdict.DENY, KernelVerdict.IGNORE))
+            socket.verdict = self.one((KernelVerdict.ALLOW,) * 5 + (KernelVerdict.DENY,) * 2 + (KernelVerdict.IGNORE,))
             socket.generation, socket.verdict_id = self.number(), verdict_id
             socket.expires = self.one((0, 0, 0, LATER, 1))
 
