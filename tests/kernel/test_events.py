@@ -206,6 +206,8 @@ def test_what_is_told_while_the_ring_is_read_waits_for_the_next_reading(watch: W
     told: list[bytes] = []
 
     def refused_again(record: bytes) -> None:
+        if int.from_bytes(record[8:12], "little") != EventType.REFUSED:
+            return  # of another process of this machine
         told.append(record)
         assert len(told) < 10
         with pytest.raises(PermissionError):
@@ -213,4 +215,6 @@ def test_what_is_told_while_the_ring_is_read_waits_for_the_next_reading(watch: W
 
     with pytest.raises(PermissionError):
         client.do(f"udp().sendto(b'x', ({OUTSIDE!r}, 4609))")
-    assert [watch.ring.drain(refused_again, watch.ring.most) for _ in range(3)] == [1, 1, 1]
+    for readings in (1, 2, 3):
+        watch.ring.drain(refused_again, watch.ring.most)
+        assert len(told) == readings
