@@ -25,6 +25,7 @@ def place(tmp_path: Path) -> Path:
         (tmp_path / "bin" / name).symlink_to(found)
     for name in ("qemu-system-x86_64", "mke2fs", "depmod", "git", "apt-cache"):
         put(tmp_path / "bin" / name, ":")
+    put(tmp_path / "bin/uname", "echo x86_64")
     put(tmp_path / "bin/python3", 'echo "$@" >ran')
     return tmp_path
 
@@ -51,6 +52,17 @@ def test_it_runs_the_verdicts_on_linux_6_1_or_what_it_is_told(place: Path) -> No
     words = (place / "ran").read_text()
     assert "--kernel 6.12 " in words
     assert words.endswith("--step kernel tests/kernel/test_hold.py tests/kernel/test_names.py\n")
+
+
+def test_where_the_kernels_do_not_run_nothing_is_installed(place: Path) -> None:
+    put(place / "bin/uname", "echo aarch64")
+    put(place / "bin/apt-get", "echo asked >installed")
+    (place / "bin/qemu-system-x86_64").unlink()
+    done = run(place)
+    assert done.returncode == 10
+    assert "this machine is aarch64." in done.stderr
+    assert not (place / "ran").exists()
+    assert not (place / "installed").exists()
 
 
 def test_it_ends_as_the_machine_did(place: Path) -> None:
