@@ -9,7 +9,7 @@ from engine.abi.records import Held, Identity, KeptHello, Tuple
 from engine.config import Hold
 from engine.model.facts import NameState
 from engine.protocols import packet as packets
-from engine.protocols.packet import ACK, SYN, Packet
+from engine.protocols.packet import ACK, SYN, URG, Packet
 from engine.protocols.tls import HelloReading
 from engine.runtime.carried import Carried
 from engine.runtime.first_payload import FirstPayload
@@ -57,6 +57,12 @@ def test_one_other_byte_is_noticed(start: int, at: int) -> None:
     for first in {0, at}:
         assert "is not what" in carried.contradiction(one, segment(start + first, other[first:]))
     assert "is not what" in carried.contradiction(one, segment(start - 5, b"front" + other))
+
+
+def test_urgent_data_makes_another_reading_of_the_same_bytes() -> None:
+    carried, one = Carried(SimulatedGate()), flow()
+    carried.keep(one, CONTENT)
+    assert "urgent" in carried.contradiction(one, segment(1000, CONTENT, ACK | URG))
 
 
 def test_what_lies_behind_does_not_come_again() -> None:
