@@ -663,7 +663,7 @@ static inline __attribute__((always_inline)) void keep_hello(struct run *r)
 }
 
 /* No more of a stream is read than this, and no segment is longer. */
-#define JUDGED_MOST 131072
+#define JUDGED_MOST (1U << 20)
 /* A sequence number that far beyond: what was read has been acknowledged long since (no window is larger, RFC 7323
  * section 2.3), and the numbers may come round. */
 #define SEEN_LAST (1U << 30)

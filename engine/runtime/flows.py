@@ -39,7 +39,7 @@ class Frame(NamedTuple):
 
 NO_HELLO = Hello()
 _INBOUND, _NO_STORAGE = int(FlowFlag.INBOUND), int(FlowFlag.NO_STORAGE)
-JUDGED_MOST, _SEEN_LAST = 1 << 17, 1 << 30
+JUDGED_MOST, _SEEN_LAST = 1 << 20, 1 << 30
 """As in bpf/gate.c: no more of a stream is read than that; so far beyond, it has been acknowledged long since."""
 
 

@@ -131,7 +131,7 @@ class Proof:
             return False
         first = read.seq + bool(read.flags & SYN)
         self.bench.seen["beside what was read"] += 1
-        return any((known.judged - first - many) & 0xFFFFFFFF == 0 for many in range(1, 1 << 17))
+        return 0 < (known.judged - first) & 0xFFFFFFFF < 1 << 20
 
     def went_on(self, sender: Sender, read: Headers) -> None:
         """Of another stream on the same connection, and of one whose numbers may come round, nothing is claimed."""

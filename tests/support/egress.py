@@ -48,7 +48,7 @@ from tests.support.simulator import HELLOS, SimulatedGate
 NOBODY = Identity(0, 0, 0, 0, 0, 0)
 _WINDOW = 4096
 _PASSING = (KernelVerdict.ALLOW, KernelVerdict.IGNORE)
-JUDGED_MOST, SEEN_LAST = 1 << 17, 1 << 30
+JUDGED_MOST, SEEN_LAST = 1 << 20, 1 << 30
 """How far behind its first byte what a segment brings again may end; how far beyond it a stream has forgotten it."""
 
 

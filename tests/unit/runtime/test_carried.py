@@ -13,7 +13,7 @@ from engine.protocols.packet import ACK, SYN, URG, Packet
 from engine.protocols.tls import HelloReading
 from engine.runtime.carried import Carried
 from engine.runtime.first_payload import FirstPayload
-from engine.runtime.flows import Flow, Waiting
+from engine.runtime.flows import JUDGED_MOST, Flow, Waiting
 from tests.support import captures
 from tests.support.simulator import SimulatedGate
 
@@ -69,7 +69,7 @@ def test_what_lies_behind_does_not_come_again() -> None:
     one = flow()
     assert not one.comes_again(segment(1100, b"data"))
     assert not one.comes_again(segment(1050, b"")), "an acknowledgement from before"
-    assert not one.comes_again(segment(1100 - (1 << 17) - 1, b"data"))
+    assert not one.comes_again(segment(1100 - JUDGED_MOST - 1, b"data"))
 
 
 def test_numbers_that_come_round_are_no_repetition() -> None:
