@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ICMP, IPIP, TCP, UDP, ROUTING, FRAGMENT, SCTP, UDP_LITE = 1, 4, 6, 17, 43, 44, 132, 136
-FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 _TAGS = (0x8100, 0x88A8)
 _EXTENSIONS = (0, ROUTING, FRAGMENT, 60)
 
@@ -46,9 +46,12 @@ def udp(source: str, destination: str, sport: int, dport: int, payload: bytes) -
 
 
 def tcp(
-    source: str, destination: str, sport: int, dport: int, seq: int, ack: int, flags: int, payload: bytes = b""
-) -> bytes:
-    head = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 0x50, flags, 0xFFFF, 0, 0)
+    source: str, destination: str, sport: int, dport: int, seq: int, ack: int, flags: int, payload: bytes = b"", *,
+    urgent: int = 0,
+) -> bytes:  # fmt: skip
+    """Return a segment. `urgent`: its urgent pointer, 0 without."""
+    flags |= URG if urgent else 0
+    head = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 0x50, flags, 0xFFFF, 0, urgent)
     total = _sum(source, destination, TCP, head + payload)
     return head[:16] + struct.pack("!H", total) + head[18:] + payload
 

@@ -43,11 +43,15 @@ class Hand:
         self.address, self.peer, self.port, self.peer_port = address, peer, port, peer_port
         self.seq, self.ack = seq, 0
 
-    def say(self, flags: int, payload: bytes = b"", *, seq: int | None = None, is_broken: bool = False) -> None:
-        """Send a segment. `is_broken`: with a checksum that no stack takes."""
+    def say(
+        self, flags: int, payload: bytes = b"", *, seq: int | None = None, is_broken: bool = False, urgent: int = 0
+    ) -> None:
+        """Send a segment. `is_broken`: with a checksum that no stack takes; `urgent`: with this urgent pointer."""
         at = self.seq if seq is None else seq
         acknowledged = self.ack if flags & ACK else 0
-        segment = frames.tcp(self.address, self.peer, self.port, self.peer_port, at, acknowledged, flags, payload)
+        segment = frames.tcp(
+            self.address, self.peer, self.port, self.peer_port, at, acknowledged, flags, payload, urgent=urgent
+        )
         if is_broken:
             segment = segment[:16] + bytes([segment[16] ^ 0x55]) + segment[17:]
         packet = frames.ipv4(self.address, self.peer, frames.TCP, segment)

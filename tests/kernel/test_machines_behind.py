@@ -91,6 +91,20 @@ def test_what_a_server_did_not_take_is_compared_with_what_comes_in_its_place(gat
         wire.close()
 
 
+def test_an_urgent_notice_ahead_of_a_hello_does_not_reach_the_server(gateway: Gateway) -> None:
+    """It would leave the byte out of what it reads: another hello than the one that was judged."""
+    server = gateway.agent(outside=True)
+    server.do(f"l = listening({OUTSIDE!r}, {NAMED})")
+    wire, client = machine(gateway)
+    client.open()
+    server.do("p = accepted(l)")
+    client.say(ACK, urgent=RIGHT.index(b"right.example") + 1)
+    client.send(RIGHT)
+    read = server.do(f"exactly(p, {len(RIGHT)})")
+    wire.close()
+    assert read == RIGHT
+
+
 def test_an_allowed_connection_cannot_be_turned_behind_its_socket(gateway: Gateway, cable: Cable) -> None:
     """Who is root in a container rewrites there what its sockets have sent."""
     server, client = gateway.agent(outside=True), gateway.contained()
