@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vagrant.vm import firewall
 from vagrant.vm.asking import COMMAND_SECONDS, ask
 from vagrant.vm.box import NAME
 from vagrant.vm.errors import BootError, LateError, ToolError, UsageError
@@ -135,7 +136,7 @@ def daemons(accelerator: str) -> Iterator[None]:
             hint="Start it (systemctl start libvirtd) and let your user use it (group libvirt), then run again.",
         )
     started: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryFile() as said:
+    with firewall.as_before(), tempfile.TemporaryFile() as said:
         try:
             environment = {**os.environ, "PATH": search_path()}
             hidden = [] if accelerator == "kvm" else ["unshare", "--mount", "sh", "-c", _WITHOUT_KVM, "sh"]
