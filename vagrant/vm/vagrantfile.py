@@ -142,9 +142,13 @@ def daemons(accelerator: str) -> Iterator[None]:
             hidden = [] if accelerator == "kvm" else ["unshare", "--mount", "sh", "-c", _WITHOUT_KVM, "sh"]
             for name in _DAEMONS:
                 words = ["nice", "-n", "10", *hidden, name]
+                # In a session of their own: a signal for the lab must not end them before the machines are destroyed.
                 started += [
-                    subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)
-                ]
+                    subprocess.Popen(
+                        words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment,
+                        start_new_session=True,
+                    )
+                ]  # fmt: skip
             until = time.monotonic() + _WAIT_SECONDS
             while not _answers():
                 if time.monotonic() > until or any(one.poll() is not None for one in started):

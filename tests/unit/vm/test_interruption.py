@@ -135,3 +135,20 @@ def test_a_step_without_an_answer_is_told_by_its_command(tmp_path: Path, monkeyp
     monkeypatch.setattr(asking, "COMMAND_SECONDS", 0.1)
     with pytest.raises(LateError, match='peer did not answer to "true for ever"'):
         asking.ask(Step("peer", "true for ever", 1), ["sleep", "600"], tmp_path, os.environ)
+
+
+def test_a_signal_for_the_lab_is_none_for_the_daemons_that_destroying_needs(
+    program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal and timeout(1) signal a whole group; the session tells the lab's from the daemons'."""
+    folder = program(
+        "virsh", '#!/bin/sh\ntest -s "$(dirname "$0")/virtlogd.pid" -a -s "$(dirname "$0")/libvirtd.pid"\n'
+    )
+    for name in ("virtlogd", "libvirtd"):
+        program(name, '#!/bin/sh\necho $$ >"$0.new" && mv "$0.new" "$0.pid"\nexec sleep 600\n')
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with vagrantfile.daemons("kvm"):
+        pids = [int((folder / f"{name}.pid").read_text()) for name in ("virtlogd", "libvirtd")]
+        sessions = {os.getsid(pid) for pid in pids}
+    assert os.getsid(0) not in sessions
+    assert all(gone(str(pid)) for pid in pids)
