@@ -102,7 +102,7 @@ class Lab:
 
     def curl_words(self, name: str, address: str = SERVER, port: int = PORT) -> list[str]:
         at = f"[{address}]" if ":" in address else address
-        words = [self.curl_path, "--silent", "--show-error", "--max-time", "8", "--cacert", str(self.ca)]
+        words = [self.curl_path, "--silent", "--show-error", "--max-time", "30", "--cacert", str(self.ca)]
         return [*words, "--resolve", f"{name}:{port}:{at}", f"https://{name}:{port}/"]
 
     def curl(self, name: str, address: str = SERVER, *, place: Place | None = None) -> str:
