@@ -31,11 +31,14 @@ class Carried:
         """Keep the bytes before `flow.judged`."""
         if flow.judged is None:
             return
-        self._drop(flow.id)
+        self.forget(flow)
         self._kept[flow.id] = ((flow.judged - len(content)) & 0xFFFFFFFF, content)
         self._bytes += len(content)
         while self._bytes > self._limit and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
+
+    def forget(self, flow: Flow) -> None:
+        self._drop(flow.id)
 
     def _drop(self, identity: FlowId) -> None:
         _, content = self._kept.pop(identity, (0, b""))

@@ -196,6 +196,11 @@ class Gatekeeper:
             if decision.verdict is Verdict.REJECT:
                 self.counts.refused += self._way.refuse(frame)
 
+    def forget(self, flow: Flow) -> None:
+        """It is over: nothing of it is sent again."""
+        self.flows.forget(flow)
+        self._carried.forget(flow)
+
     def _abandon(self, flow: Flow) -> None:
         """Another connection has the flow's tuple and socket now: what waits of this one must not meet it."""
         flow.abandoned = True
@@ -203,7 +208,7 @@ class Gatekeeper:
         if flow.waiting.timer is not None:
             flow.waiting.timer.cancel()
         flow.waiting = IDLE
-        self.flows.forget(flow)
+        self.forget(flow)
 
     def _room(self, flow: Flow, frame: Frame) -> bool:
         """Bound what one flow may have waiting beyond its first frame, which segmentation offload makes as long as it

@@ -76,7 +76,7 @@ class Telling:
             inbound = event.flags & _INBOUND
             flow = flows.get((event.tuple.reversed(), 0)) if inbound else flows.by_cookie(event.cookie)
             if flow is not None and not flow.waiting.frames:
-                self._gatekeeper.flows.forget(flow)
+                self._gatekeeper.forget(flow)
         if self._sockets:
             self._journal.socket(event)
 

@@ -99,6 +99,17 @@ def test_the_newest_are_kept() -> None:
     assert known == [False, True, True]
 
 
+def test_what_is_over_takes_no_room() -> None:
+    carried = Carried(SimulatedGate(), limit=250)
+    flows = [flow(port=port) for port in (1, 2, 3)]
+    for each in flows[:2]:
+        carried.keep(each, CONTENT)
+    carried.forget(flows[1])
+    carried.keep(flows[2], CONTENT)
+    known = [carried.contradiction(each, segment(1000, CONTENT)) == "" for each in flows]
+    assert known == [True, False, True]
+
+
 def test_a_longer_one_than_all_may_take_is_kept_alone() -> None:
     carried, one = Carried(SimulatedGate(), limit=50), flow()
     carried.keep(one, CONTENT)
