@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.abi import records
-from engine.abi.numbers import NAME_KEY_BYTES, SHAPES_MAX
+from engine.abi.numbers import HELLO_KEPT, NAME_KEY_BYTES, SHAPES_MAX
 
 U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 ADDRESS = st.binary(min_size=16, max_size=16)
@@ -19,7 +19,7 @@ ROUND_TRIPS = st.one_of(
     st.builds(records.InboundFlow, U8, U8, U32, U32, U32, U8, U64, U8, U32),
     st.builds(records.Plan, U32, SHAPES, SHAPES, st.booleans()),
     st.builds(records.Process, U64, U32),
-    st.builds(records.VerdictEntry, U8, U32, U64, U8, U64),
+    st.builds(records.VerdictEntry, U8, U32, U64, U8, U64, st.none()),
     st.builds(records.ConnectKey, U32, U8, U8, U16, ADDRESS, U64, U32, U32),
     st.builds(records.FlowKey, TUPLES, U32, U32, U64),
     st.builds(records.DestinationKey, U8, U8, U16, ADDRESS, st.integers(0, 128)),
@@ -32,6 +32,16 @@ ROUND_TRIPS = st.one_of(
 @given(ROUND_TRIPS)
 def test_what_is_packed_is_read_back(record: records.Tuple) -> None:
     assert type(record).unpack(record.pack()) == record
+
+
+@given(st.builds(records.VerdictEntry, U8, U32, U64, U8, U64, st.none() | U32))
+def test_a_flow_s_own_entry_says_how_far_its_stream_was_read(entry: records.VerdictEntry) -> None:
+    assert records.VerdictEntry.unpack_of_flow(entry.pack_of_flow()) == entry
+
+
+@given(st.builds(records.KeptHello, TUPLES, U32, st.binary(max_size=HELLO_KEPT)))
+def test_a_kept_hello_is_as_long_as_it_was(kept: records.KeptHello) -> None:
+    assert records.KeptHello.unpack(kept.pack()) == kept
 
 
 @pytest.mark.parametrize("name", records.LAYOUTS)
