@@ -58,7 +58,7 @@ class HttpAssembler:
     @property
     def taken(self) -> int:
         """How many bytes of the stream the reading rests on: whatever follows them, it is the same."""
-        if len(self._bytes) <= _FEW:
+        if self._reading is None or len(self._bytes) <= _FEW:
             return len(self._bytes)
         # The start of a long transfer in another protocol: far less of it has decided.
         data = bytes(self._bytes)

@@ -29,6 +29,11 @@ class Outcome(str, Enum):
     FULL = "full"
 
 
+def distance(seq: int, start: int) -> int:
+    """Return how far a sequence number lies behind another one; below zero: before it (RFC 9293 section 3.4)."""
+    return ((seq - start + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+
+
 class OrderedBytes:
     """Bytes placed by position: what is contiguous from the start, and pieces that wait for what precedes
     them.
@@ -224,8 +229,7 @@ class StreamAssembler:
             self._next_seq = self._initial = first
         elif syn and first != self._initial:
             return self._end(Outcome.CONFLICT, "a second SYN with another sequence number")
-        ahead = ((first - self._next_seq + 0x80000000) & 0xFFFFFFFF) - 0x80000000
-        position = self._bytes.next + ahead
+        position = self._bytes.next + distance(first, self._next_seq)
         if position < 0:
             # Before the stream's first byte: the rest of a segment may still reach into it.
             payload = payload[-position:]

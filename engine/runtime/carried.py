@@ -11,7 +11,8 @@ from collections import OrderedDict
 from engine.ports import Gate
 from engine.protocols import packet as packets
 from engine.protocols.packet import Packet
-from engine.runtime.flows import Flow, FlowId
+from engine.protocols.stream import distance
+from engine.runtime.flows import Flow, FlowId, first_byte
 
 KEPT_BYTES = 1 << 20
 """Of all flows together: two thousand hellos. Who judges more than that within the time in which a lost packet is sent
@@ -50,7 +51,7 @@ class Carried:
         if kept is None:
             return "what the verdict was read from is sent again, and is not known here any more"
         start, content = kept
-        at = _distance(packet.seq + bool(packet.flags & packets.SYN), start)
+        at = distance(first_byte(packet), start)
         payload = packet.payload
         first, end = max(at, 0), min(at + len(payload), len(content))
         if first < end and content[first:end] != payload[first - at : end - at]:
@@ -65,8 +66,3 @@ class Carried:
         if kept is None or kept.tuple != flow.tuple or kept.start != flow.start:
             return None
         return kept.start, kept.content
-
-
-def _distance(seq: int, start: int) -> int:
-    """How far a sequence number lies behind another one; below zero: before it (RFC 9293 section 3.4)."""
-    return ((seq - start + 0x80000000) & 0xFFFFFFFF) - 0x80000000

@@ -140,7 +140,7 @@ class Flow:
             self.judged = None
 
     def _before_judged(self, packet: Packet) -> int:
-        return ((self.judged or 0) - packet.seq - bool(packet.flags & packets.SYN)) & 0xFFFFFFFF
+        return ((self.judged or 0) - first_byte(packet)) & 0xFFFFFFFF
 
     def _begins_with(self, syn: Packet) -> bool:
         """Is this its SYN, sent again? The same number proves nothing where what a stream carried has decided."""
@@ -157,9 +157,10 @@ class Flow:
         return not held.flags & _NO_STORAGE and self.held.part != held.part
 
 
-def first_byte(syn: Packet) -> int:
-    """Return the sequence number of the first byte of the stream that a SYN begins (RFC 9293 section 3.4)."""
-    return (syn.seq + 1) & 0xFFFFFFFF
+def first_byte(segment: Packet) -> int:
+    """Return the sequence number of the first byte that a segment carries: a SYN takes one of its own before the stream
+    that it begins (RFC 9293 section 3.4)."""
+    return (segment.seq + bool(segment.flags & packets.SYN)) & 0xFFFFFFFF
 
 
 def _program(identity: Identity) -> Identity:

@@ -12,8 +12,7 @@ from pathlib import Path
 from engine.lab.topology import DENIED, DENIED6, DENIED_SOURCE, NEIGHBOUR, SERVER, SERVER6
 
 GHOST, QUIET = "192.0.2.77", "192.0.2.78"
-"""Addresses that no stack has: one denied, and one that names decide for."""
-"""A denied address that no kernel has: the witness answers for it, frame by frame."""
+"""Addresses that no kernel has, one denied and one that names decide for: the witness answers frame by frame."""
 ELSEWHERE = "203.0.113.10"
 """Where names decide too: an address of the server beyond the second wire, which no gate is on."""
 DENIED_SOURCE6 = "2001:db8:5a11::99"

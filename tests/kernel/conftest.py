@@ -64,7 +64,17 @@ def near(watch: Watch) -> Iterator[Wire]:
     opened.close()
 
 
-# ---- with an engine: a file says what its hosts are by a module's fixture `running`
+# ---- with an engine: under the file's POLICY, unless it says by a fixture `running` of its own what its hosts are
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest) -> Iterator[Host]:
+    host = Host(request.module.POLICY)
+    try:
+        host.start()
+        yield host
+    finally:
+        host.close()
 
 
 @pytest.fixture

@@ -41,16 +41,6 @@ POLICY = {
 }
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Host]:
-    host = Host(POLICY)
-    try:
-        host.start()
-        yield host
-    finally:
-        host.close()
-
-
 def refused(host: Host, address: str, port: int) -> int:
     """The errno with which a connection from outside ends; 0 when it comes about."""
     client = host.agent(outside=True)

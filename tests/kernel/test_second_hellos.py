@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
@@ -33,16 +32,6 @@ POLICY = {
         'deny contains "no such protocol" if "smuggled" in input.hello.alpn\n'
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Host]:
-    host = Host(POLICY)
-    try:
-        host.start()
-        yield host
-    finally:
-        host.close()
 
 
 def quic(name: str, number: int, alpn: tuple[str, ...] = ()) -> bytes:

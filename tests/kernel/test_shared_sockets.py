@@ -8,7 +8,6 @@ and on who spoke first.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -53,16 +52,6 @@ AGAIN = (
 )
 """The engine ends what it refuses: a datagram socket hears of it once, whenever that is, and is as good as new."""
 STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Host]:
-    host = Host(POLICY)
-    try:
-        host.start()
-        yield host
-    finally:
-        host.close()
 
 
 def stopped(host: Host) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -31,16 +30,6 @@ POLICY = {
     "rules/programs/programs.rego": rule("programs", BY_PROGRAM, "exe", 'contains(input.exe.path, "python")'),
     "rules/groups/groups.rego": rule("groups", BY_GROUP, "cgroup", 'contains(input.cgroup.path, "fleeting")'),
 }
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Host]:
-    host = Host(POLICY)
-    try:
-        host.start()
-        yield host
-    finally:
-        host.close()
 
 
 @pytest.mark.parametrize(
