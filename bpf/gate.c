@@ -278,7 +278,7 @@ static inline __attribute__((always_inline)) void fill_event(struct verdict_even
 	event->header.type = EVENT_VERDICT;
 	if (r->state) {
 		__builtin_memcpy(&event->identity, &r->state->identity, sizeof(event->identity));
-		event->flags = r->state->flags;
+		event->flags = r->s->tcp ? r->state->flags : 0;
 	} else {
 		event->flags = FLOW_NO_STORAGE;
 	}
@@ -439,7 +439,7 @@ static inline __attribute__((always_inline)) int apply(struct run *r)
  * be taken for it, or a hello in the middle would be believed. */
 static inline __attribute__((always_inline)) void passed_unread(struct run *r)
 {
-	if (r->state && r->s->packet.length)
+	if (r->state && r->s->tcp && r->s->packet.length)
 		r->state->flags |= FLOW_PAYLOAD_PASSED;
 }
 
@@ -521,12 +521,15 @@ static inline __attribute__((always_inline)) int hold(struct run *r, __u8 hook)
 		held_by->start = s->start;
 	} else if (r->state) {
 		__builtin_memcpy(&held_by->identity, &r->state->identity, sizeof(held_by->identity));
-		held_by->verdict_id = r->state->verdict_id;
-		held_by->flags = r->state->flags;
-		held_by->start = r->state->start;
-		held_by->judged = r->state->judged;
-		if (s->packet.length && s->stage != STAGE_REJECT && s->stage != STAGE_AGAIN)
-			r->state->flags |= s->observe ? FLOW_HOLDING | FLOW_COPIED : FLOW_HOLDING;
+		/* Of a datagram, storage knows its sender alone: the rest is about a connection, of which it may be the tunnel. */
+		if (s->tcp) {
+			held_by->verdict_id = r->state->verdict_id;
+			held_by->flags = r->state->flags;
+			held_by->start = r->state->start;
+			held_by->judged = r->state->judged;
+			if (s->packet.length && s->stage != STAGE_REJECT && s->stage != STAGE_AGAIN)
+				r->state->flags |= s->observe ? FLOW_HOLDING | FLOW_COPIED : FLOW_HOLDING;
+		}
 	} else {
 		held_by->flags = FLOW_NO_STORAGE;
 	}
@@ -674,6 +677,13 @@ static inline __attribute__((always_inline)) int comes_again(const struct packet
 	__u32 behind = judged - (p->seq + !!(p->tcp_flags & TCP_FLAG_SYN));
 
 	return p->length && behind - 1 < JUDGED_MOST;
+}
+
+static inline __attribute__((always_inline)) int is_far_beyond(const struct packet *p, __u32 judged)
+{
+	__u32 beyond = p->seq - judged;
+
+	return beyond >= SEEN_LAST && beyond < 2 * SEEN_LAST;
 }
 
 /* A QUIC long header (RFC 8999 5.1; the bit beside it may be greased, RFC 9287): a new connection may begin on a flow that has a
@@ -960,9 +970,7 @@ static inline __attribute__((always_inline)) void recognise(struct run *r)
 		if (state->flags & FLOW_OBSERVE)
 			s->observe = 1;
 		if (state->judged != state->start) {
-			__u32 beyond = p->seq - state->judged;
-
-			if (beyond >= SEEN_LAST && beyond < 2 * SEEN_LAST)
+			if (is_far_beyond(p, state->judged))
 				state->judged = state->start;
 			else
 				s->again = comes_again(p, state->judged);
@@ -1094,11 +1102,13 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->outside = 0;
 	if (r->state) {
 		who = &r->state->identity;
-		s->outside = r->state->flags & FLOW_INBOUND;
+		/* What a tunnel carries a connection in leaves through the connection's own socket, but nobody opened it. */
+		if (s->tcp)
+			s->outside = r->state->flags & FLOW_INBOUND;
 	}
 	if (s->tcp && r->state && (p->tcp_flags & TCP_FLAG_SYN) && !(p->tcp_flags & TCP_FLAG_ACK)) {
 		/* The same SYN once more is no other stream: it may have carried what was judged (RFC 7413). */
-		if (r->state->start != p->seq + 1 || !(r->state->flags & FLOW_STARTED))
+		if (r->state->start != p->seq + 1)
 			r->state->judged = p->seq + 1;
 		r->state->start = p->seq + 1;
 		r->state->flags |= FLOW_STARTED;
@@ -1179,9 +1189,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 	s->is_known = known && standing(&known->entry);
 	if (s->is_known) {
 		if (s->tcp && known->read) {
-			__u32 beyond = p->seq - known->judged;
-
-			if (beyond >= SEEN_LAST && beyond < 2 * SEEN_LAST)
+			if (is_far_beyond(p, known->judged))
 				known->read = 0;
 			else if (comes_again(p, known->judged))
 				s->again = 1;
@@ -1197,7 +1205,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		s->is_known = 0;
 	/* A socket lives longer than a strategy: no packet is observed by the word that stood for the one before. */
 	s->observe = r->config->mode == MODE_OBSERVE;
-	if (r->state)
+	if (r->state && s->tcp)
 		r->state->flags &= ~FLOW_OBSERVE;
 	if (r->config->present & (PRESENT_STRATEGY_DEST | PRESENT_STRATEGY_ID)) {
 		entry = strategy(r->config->present, who, &s->destination, p->tuple.transport, p->tuple.dport,
@@ -1210,7 +1218,7 @@ static inline __attribute__((always_inline)) int judge(struct run *r, struct __s
 		/* Before the flow's own verdict: what is only observed is not stopped by a deny that was noted for it. */
 		if (entry && entry->verdict == VERDICT_OBSERVE) {
 			s->observe = 1;
-			if (r->state)
+			if (r->state && s->tcp)
 				r->state->flags |= FLOW_OBSERVE;
 		}
 	}
@@ -1478,7 +1486,8 @@ static inline __attribute__((always_inline)) int judge_inbound(struct run *r, st
 		return OUTCOME_PASS;
 	}
 	/* As in judge(): of who is still to be judged by what comes next. */
-	if (s->tcp && !p->length && (p->tcp_flags & TCP_FLAG_URG) && known && known->verdict == VERDICT_UNDECIDED)
+	if (s->tcp && !p->length && (p->tcp_flags & TCP_FLAG_URG) && known && known->verdict == VERDICT_UNDECIDED &&
+	    !(r->config->open & POSTURE_MALFORMED))
 		return to_posture(r, POSTURE_MALFORMED, COUNT_DROPPED_MALFORMED);
 	if (!s->tcp && known && known->opened_by == OPENED_HERE) {
 		if (bpf_ktime_get_ns() < known->expires) {

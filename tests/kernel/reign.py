@@ -109,7 +109,7 @@ class Reign(Traffic):
     """A person's word on what leaves for a peer."""
     waiting: list[Waiting] = field(default_factory=list)
     reads: dict[tuple[Tuple, int, int], Read] = field(default_factory=dict)
-    """By tuple, cookie and connection: what the engine's verdict on a stream was read from."""
+    """By stream_of(): what the engine's verdict on a stream was read from."""
 
     @property
     def gate(self) -> Gate:
@@ -218,7 +218,7 @@ class Reign(Traffic):
     def _read(self, held: Waiting) -> int | None:
         """Note how far the stream has been read that is allowed now, and return it; None: it was not."""
         note, read = held.note, held.read
-        stream, first = (read.flow, note.cookie, note.part), (read.seq + bool(read.flags & SYN)) & 0xFFFFFFFF
+        stream, first = stream_of(read.flow, note.cookie, note.part), (read.seq + bool(read.flags & SYN)) & 0xFFFFFFFF
         known = self.reads.get(stream)
         if note.judged != note.start:
             known = Read(note.start, note.judged, self.generation)
@@ -250,6 +250,11 @@ class Reign(Traffic):
             shape = Shape.DEST | Shape.INBOUND
             at = ConnectKey(self.generation, shape, coming.transport, coming.dport, coming.dst)
             self.gate.put_connect(at, self.stands(self.law.into(coming, payload=False)))
+
+
+def stream_of(flow: Tuple, cookie: int, part: int) -> tuple[Tuple, int, int]:
+    """The key in `reads`: of a socket's own connection by its peer, whatever address a packet gives as its source."""
+    return flow._replace(src=bytes(16)) if part else flow, cookie, part
 
 
 def answers_to(read: Headers) -> Tuple | None:

@@ -146,7 +146,7 @@ class Egress:
             if not socket.stored and (not packet.flags & packets.SYN or packet.flags & packets.ACK):
                 return Judged(Outcome.PASS)
         if Present.NEVER_DENY in present and self._destination(DestinationClass.NEVER_DENY, flow):
-            if length:
+            if length and tcp:
                 socket.flags |= FlowFlag.PAYLOAD_PASSED
             return Judged(Outcome.PASS, Origin.NEVER_DENY)
         who = self._who(socket)
@@ -166,7 +166,8 @@ class Egress:
             else:
                 again = again or begins_before(known.judged, packet.seq, packet.flags, length)
         run.observe = mode == Mode.OBSERVE
-        socket.flags &= ~FlowFlag.OBSERVE
+        if tcp:
+            socket.flags &= ~FlowFlag.OBSERVE
         if present & (Present.STRATEGY_DEST | Present.STRATEGY_ID):
             entry = self._strategy(present, who, flow)
             if entry is not None and entry.verdict == KernelVerdict.IGNORE:
@@ -174,7 +175,7 @@ class Egress:
                 return self._apply(run, entry, Origin.FLOW if again else Origin.STRATEGY)
             if entry is not None and entry.verdict == KernelVerdict.OBSERVE:
                 run.observe = True
-                socket.flags |= FlowFlag.OBSERVE if socket.stored else 0
+                socket.flags |= FlowFlag.OBSERVE if socket.stored and tcp else 0
         if stale:
             # Nobody has said anything about this flow: what was decided holds.
             socket.orders = gate.config().orders
@@ -246,7 +247,7 @@ class Egress:
     def _begin(socket: Socket, seq: int) -> None:
         """A SYN: with the number of the one before it is that one, which may have carried what was judged."""
         start = (seq + 1) & 0xFFFFFFFF
-        if socket.start != start or not socket.flags & FlowFlag.STARTED:
+        if socket.start != start:
             socket.judged = start
         socket.start = start
         socket.flags |= FlowFlag.STARTED
@@ -368,7 +369,7 @@ class Egress:
         elif origin != Origin.FLOW:
             self.gate.flows.put(run.key, entry)
         if origin != Origin.FLOW:
-            flags = socket.flags if socket.stored else FlowFlag.NO_STORAGE
+            flags = _flags(run)
             self.told.append(
                 VerdictEvent(
                     self.gate.clock(), EventType.VERDICT_NAME if name else EventType.VERDICT,
@@ -381,17 +382,17 @@ class Egress:
 
     def _hold(self, run: _Run, stage: StageNumber, length: int) -> Judged:
         socket = run.socket
-        flags = socket.flags if socket.stored else int(FlowFlag.NO_STORAGE)
+        flags, stream = _flags(run), socket.stored and run.tcp
         if run.observe:
             flags |= FlowFlag.CLONED | FlowFlag.OBSERVE
         who = socket.identity if socket.stored else NOBODY
         note = Held(
             who, socket.cookie, self.gate.clock(), self.ifindex, run.generation,
-            socket.verdict_id if socket.stored else 0, run.key.part, socket.start, stage, flags,
-            Hook.INGRESS if self.inside else Hook.EGRESS, 0, socket.judged if socket.stored else 0,
+            socket.verdict_id if stream else 0, run.key.part, socket.start if stream else 0, stage, flags,
+            Hook.INGRESS if self.inside else Hook.EGRESS, 0, socket.judged if stream else 0,
             self.gate.redirected,
         )  # fmt: skip
-        if socket.stored and length and stage is not StageNumber.AGAIN:
+        if stream and length and stage is not StageNumber.AGAIN:
             socket.flags |= FlowFlag.HOLDING | (FlowFlag.COPIED if run.observe else 0)
         self.gate.notes.put(run.flow, note)
         self.gate.redirected += 1
@@ -408,6 +409,13 @@ class _Run:
     tcp: bool
     judged: int | None = None
     """Behind what was read of the stream, where that decides it."""
+
+
+def _flags(run: _Run) -> int:
+    """What storage knows of a packet's connection; of a datagram it knows no more than its sender."""
+    if not run.socket.stored:
+        return int(FlowFlag.NO_STORAGE)
+    return run.socket.flags if run.tcp else 0
 
 
 def begins_before(judged: int, seq: int, flags: int, length: int) -> bool:

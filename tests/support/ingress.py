@@ -90,6 +90,8 @@ class Ingress:
         if tcp and not opening and known is None and not (accepted or found in (LISTENS, SYN_RECEIVED)):
             return self._passed(Counter.PASSED_REPLY)
         urgent = tcp and not read.payload and read.flags & packets.URG
+        if gate.config().open & PostureBit.MALFORMED:
+            urgent = 0  # judged as any other
         if urgent and known is not None and known.verdict == KernelVerdict.UNDECIDED:
             return self._posture(PostureBit.MALFORMED, Counter.DROPPED_MALFORMED)  # which byte no server reads
         if not tcp and known is not None and known.opened_by == OpenedBy.HERE:

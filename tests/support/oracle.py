@@ -166,7 +166,8 @@ class Oracle(Egress):
         Of ICMP, answers alone belong to what came in: a question of this host's is its own flow.
         """
         present, generation = Present(self.gate.config().present), self.gate.generation()
-        accepted, tcp = _is_accepted(socket), read.flow.transport == packets.TCP
+        tcp = read.flow.transport == packets.TCP
+        accepted = tcp and _is_accepted(socket)
         if tcp and not read.payload and (read.flags & packets.RST or _is_bare(socket, read)):
             return None  # carries nothing
         if accepted and self.inside:
@@ -199,7 +200,8 @@ class Oracle(Egress):
     def _hold_answer(self, socket: Socket, read: Headers, observe: bool, before: int) -> Judged:
         """The flow is asked about as one that comes in, whoever sends."""
         if (why_not := self._cannot_hold(read.flow, socket.cookie, 0)) is not None:
-            return self._posture(*why_not, socket, observe, len(read.payload))
+            tcp = read.flow.transport == packets.TCP
+            return self._posture(*why_not, socket, observe, len(read.payload) if tcp else 0)
         self.gate.counted[Counter.HELD_LATE] += 1
         flags = FlowFlag.INBOUND | FlowFlag.NO_STORAGE | FlowFlag.PAYLOAD_PASSED
         if observe:
@@ -293,7 +295,7 @@ class Oracle(Egress):
 
     def _hold(self, run: _Run, stage: StageNumber, length: int) -> Judged:
         if (why_not := self._queued(run)) is not None:
-            return self._posture(*why_not, run.socket, run.observe, length)
+            return self._posture(*why_not, run.socket, run.observe, length if run.tcp else 0)
         self.gate.counted[self._why(run, stage)] += 1
         held = super()._hold(run, stage, length)
         # The packet's own fate: while observing, a copy is held.
