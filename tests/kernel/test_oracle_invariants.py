@@ -52,6 +52,8 @@ class Proof:
 
         self.unclear: set[tuple[Tuple, int, int]] = set()
         """Connections that are no longer the stream which was read."""
+        self.begun: dict[tuple[Tuple, int, int], int] = {}
+        """Where the stream of a connection begins that has sent something."""
 
     def run(self) -> None:
         reign = self.reign
@@ -152,9 +154,12 @@ class Proof:
 
     def went_on(self, sender: Sender, read: Headers) -> None:
         """Of another stream on the same connection, and of one whose numbers may come round, nothing is claimed."""
+        if read.flow.transport != TCP:
+            return
         stream = self._stream(sender, read)
-        known = self.reign.reads.get(stream)
-        if known is None or read.flow.transport != TCP:
+        if self.begun.setdefault(stream, sender.socket.start) != sender.socket.start:
+            self.unclear.add(stream)
+        if (known := self.reign.reads.get(stream)) is None:
             return
         forgotten = not self.is_own(sender, read) and known.generation != self.reign.generation
         if self.begins_another(read, known) or forgotten or 1 << 30 <= (read.seq - known.judged) & 0xFFFFFFFF < 1 << 31:
