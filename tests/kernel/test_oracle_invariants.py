@@ -142,6 +142,8 @@ class Proof:
             return False
         if law.out(read.flow, exe, payload=False) is not KernelVerdict.UNDECIDED:
             return False
+        if known.judged == sender.socket.start:
+            return False  # where no SYN was seen, one number in 2^32 says that nothing was read
         first = read.seq + bool(read.flags & SYN)
         self.bench.seen["beside what was read"] += 1
         return 0 < (known.judged - first) & 0xFFFFFFFF < 1 << 20
