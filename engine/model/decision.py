@@ -48,3 +48,8 @@ class Decision:
     reasons: tuple[Reason, ...] = ()
     ttl: float | None = None
     failed: bool = False
+
+    @property
+    def unanswered(self) -> bool:
+        """Did nothing but the posture speak, because an evaluator gave no usable answer?"""
+        return self.failed and all(reason.rule == "posture" for reason in self.reasons)

@@ -404,6 +404,9 @@ class Gatekeeper:
         waiting = flow.waiting
         observed = bool(flow.held.flags & _OBSERVED)
         self.counts.judged += 1
+        if facts.event is Event.LATE and decision.unanswered and not decision.verdict.passes and not observed:
+            self._ask_later(flow, facts, decision, stage)
+            return
         flow.facts, flow.decision, flow.generation, flow.stage = facts, decision, force.number, stage
         where = reach(decision, facts, stage, numbers(flow), force.number)
         if flow.by_payload and decision.verdict is Verdict.ALLOW and waiting.stream is not None and not flow.inbound:
@@ -440,6 +443,14 @@ class Gatekeeper:
             elif stage is Stage.CONNECT:
                 self._refuse(flow, decision.verdict, stage, waiting.frames)
         self.notices.decided(flow, decision, stage, observed=observed, held_ns=held_ns)
+
+    def _ask_later(self, flow: Flow, facts: Facts, decision: Decision, stage: Stage) -> None:
+        """An evaluator's failure ends no connection in progress: nothing of it leaves, and what it sends again asks
+        again."""
+        self.counts.discarded += len(flow.waiting.frames)
+        flow.waiting = IDLE
+        flow.facts = facts
+        self.notices.decided(flow, decision, stage, observed=False)
 
     def _instead(self, flow: Flow, frame: Frame) -> bool:
         """Would a frame that came while its flow was judged take the place of what was read of it?"""

@@ -91,12 +91,17 @@ class Switch:
                 continue  # its next packet, or the judging under way, meets the new generation by itself
             stage, judged = await self._judge(flow, force)
             done.judged += 1
+            observed = not self._enforcing or bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+            costs = decision.verdict.passes and not judged.verdict.passes
+            if costs and judged.unanswered and flow.tuple.transport == packets.TCP:
+                # Nobody has said that it must end. What it sends next waits for an answer.
+                self._gatekeeper.notices.decided(flow, judged, stage, observed=observed)
+                continue
             where = reach(judged, flow.facts, stage, numbers(flow), force.number) if flow.facts else None
             if where is not None:
                 flow.verdict_id = force.install(judged, where, place(flow, force.number), flow.name or Name())
             flow.decision, flow.generation, flow.stage = judged, force.number, stage
-            if decision.verdict.passes and not judged.verdict.passes and flow.facts is not None:
-                observed = not self._enforcing or bool(flow.held.flags & (FlowFlag.CLONED | FlowFlag.OBSERVE))
+            if costs and flow.facts is not None:
                 if not observed and self._gatekeeper.cut(flow):
                     done.cut += 1
                 self._gatekeeper.notices.decided(flow, judged, stage, observed=observed)

@@ -119,6 +119,48 @@ def test_a_killed_evaluator_comes_back(host: Host, arrivals: Arrivals) -> None:
     assert arrivals.take() == []
 
 
+FAULTY = {
+    "rules/faulty/faulty.rego": (
+        'package sallyport.rules.faulty\n\nscope := {"dest"}\n\n'
+        # Nothing that a check of the policy would try by itself.
+        'deny contains "never" if {\n\tregex.match(`^10[.]7{2}[.]`, input.dest.address)\n'
+        f"\tinput.dest.port == {OPEN + 5}\n\tjson.unmarshal(input.dest.address)\n}}\n"
+    )
+}
+
+
+def test_a_rule_that_gives_no_answer_ends_no_connection_and_lets_nothing_of_it_out(host: Host) -> None:
+    engine, client, server = host.engine, host.agent(), host.agent(outside=True)
+    server.do(f"l = listening({OUTSIDE!r}, {OPEN + 5})")
+    client.do(f"s = connected({OUTSIDE!r}, {OPEN + 5}); s.sendall(b'before')")
+    server.do("p = accepted(l); exactly(p, 6)")
+
+    def generation() -> int:
+        return int(engine.status()["generation"]["number"])
+
+    def unanswered() -> int:
+        return len(engine.lines("CRITICAL evaluator_failed", "faulty gave no answer"))
+
+    before = generation()
+    host.write(FAULTY)
+    try:
+        awaited(lambda: generation() > before, engine.told)
+        awaited(unanswered, engine.told)
+        before = unanswered()
+        client.do("s.sendall(b'meanwhile')")
+        awaited(lambda: unanswered() > before + 1, engine.told)  # what is sent again asks again
+        server.do("p.setblocking(False)")
+        with pytest.raises(BlockingIOError):
+            server.do("p.recv(1)")
+    finally:
+        before = generation()
+        for name in FAULTY:
+            (host.policy / name).unlink()
+        awaited(lambda: generation() > before, engine.told)
+    server.do("p.settimeout(14)")
+    assert server.do("exactly(p, 9)") == b"meanwhile"
+
+
 def test_a_stopped_engine_is_absent_until_it_goes_on(host: Host, arrivals: Arrivals) -> None:
     engine, client, other = host.engine, host.agent(), host.agent()
     serves(host, OPEN, OPEN + 4)

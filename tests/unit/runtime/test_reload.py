@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from engine.config import Mode as ConfigMode
 from engine.model.decision import Verdict
 from engine.model.facts import NameState
 from engine.model.posture import Condition, Posture, Stance
-from engine.policy.evaluator import Answer
+from engine.policy.evaluator import Answer, Question
 from engine.policy.rule import Rule
 from engine.policy.sources import Prefixes, SourceRules
 from engine.ports import MapFullError
@@ -92,13 +93,42 @@ def test_a_flow_that_is_denied_now_is_told_with_its_reason(rig: Rig) -> None:
     run(scene())
 
 
-def test_a_flow_that_a_failing_evaluator_costs_is_ended_with_an_alert_about_the_evaluator(rig: Rig) -> None:
+def test_a_failing_evaluator_ends_no_connection_and_lets_nothing_of_it_out(rig: Rig) -> None:
     async def scene() -> None:
-        await under_way(rig)
+        client = await under_way(rig)
         done = await switch(rig, Broken())
-        assert done.cut == 1
+        assert (done.cut, rig.cuts) == (0, [])
         assert rig.diary.decisions[-1][1].failed
         assert Kind.EVALUATOR_FAILED in rig.kinds()
+        rig.released.clear()
+        more = client.tcp(b"more", at=len(GOOD))
+        for _ in range(2):  # sent again, it asks again
+            asked = len(rig.diary.decisions)
+            assert client.send(more).outcome is Outcome.HOLD
+            await rig.settle()
+            assert len(rig.diary.decisions) == asked + 1
+        assert (rig.released, rig.cuts) == ([], [])
+        rig.gatekeeper.force.judge = rig.force(3, Spoken(deny_names("bad.example"))).judge
+        assert client.send(more).outcome is Outcome.HOLD
+        await rig.settle()
+        assert client.sent[-1] == more
+
+    run(scene())
+
+
+def test_a_refusal_beside_an_evaluator_that_fails_ends_a_connection(rig: Rig) -> None:
+    async def scene() -> None:
+        await under_way(rig)
+        answers = {"names": Answer(deny=("no more of it",)), "broken": Answer(error="out of order")}
+        rig.rules = tuple(Rule(name, name, frozenset({"dest"}), "") for name in answers)
+
+        class Half(Spoken):
+            async def evaluate(self, questions: Sequence[Question]) -> list[Answer]:
+                return [answers[question.rule] for question in questions]
+
+        done = await switch(rig, Half(lambda _: Answer()))
+        assert done.cut == 1
+        assert rig.diary.decisions[-1][1].reasons[0].message == "no more of it"
 
     run(scene())
 
