@@ -167,13 +167,14 @@ def _matrix(args: argparse.Namespace) -> int:
     wanted = args.kernel or kernels.MATRIX
     for one in wanted:
         kernels.check_wanted(one)
-    rows: dict[str, Row] = read(FIGURES)
     code = 0
     for one in wanted:
         outcome = _trial(args, one, steps)
         line = ".".join(outcome.release.split(".")[:2])
+        # After each, so that a matrix that is broken off has not been in vain; and read anew, because another one may
+        # have been writing meanwhile.
+        rows: dict[str, Row] = read(FIGURES)
         rows[line] = row(rows.get(line), outcome)
-        # After each, so that a matrix that is broken off has not been in vain.
         write(FIGURES, rows)
         DOCUMENT.write_text(render(rows))
         say(f"Linux {outcome.release}: exit code {outcome.code} after {outcome.seconds:.0f} s; {DOCUMENT.name} written")

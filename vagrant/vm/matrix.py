@@ -60,7 +60,7 @@ def read(file: Path) -> dict[str, Row]:
 
 
 def write(file: Path, rows: Mapping[str, Row]) -> None:
-    file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def row(before: Row | None, outcome: Outcome) -> Row:

@@ -324,6 +324,20 @@ def test_the_guest_tells_what_is_known_to_be_open_from_what_is_not(tmp_path: Pat
     assert "- 6.1, bypass: d\n" in text
 
 
+def test_two_matrices_at_once_keep_each_others_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = tmp_path / "kernels.json"
+    monkeypatch.setattr(commands, "FIGURES", figures)
+    monkeypatch.setattr(commands, "DOCUMENT", tmp_path / "kernels.md")
+
+    def tried(*_: object) -> Outcome:
+        write(figures, {**read(figures), "5.10": row(None, Outcome(0, "5.10.0-1"))})  # by the other one, meanwhile
+        return Outcome(0, "6.1.0-1")
+
+    monkeypatch.setattr(commands, "_trial", tried)
+    assert commands.main(["matrix", "--kernel", "6.1", "--step", "survey"]) == 0
+    assert set(read(figures)) == {"5.10", "6.1"}
+
+
 @pytest.mark.parametrize("script", ["job", "boot", "agent"])
 def test_the_guests_scripts_can_be_parsed(script: str) -> None:
     subprocess.run(["bash", "-n", str(trial.GUEST / script)], check=True)
