@@ -10,12 +10,14 @@ import pytest
 from tests.kernel.cable import Cable
 from tests.kernel.host import Host
 from tests.kernel.lab import DEVICE, OUTSIDE
+from tests.kernel.test_sent_again import POLICY as POLICY_OF_NAMES
 from tests.support.hello import client_hello, handshake
 from tests.support.initials import crypto, initial
 from tests.support.netns import Agent
 
 PORT, QUEUED = 8443, 9999
 RIGHT, WRONG = client_hello("right.example"), client_hello("wrong.example")
+POLICY = POLICY_OF_NAMES
 ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 SLOW = "rate 24kbit burst 1600 latency 60s"
 
