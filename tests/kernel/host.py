@@ -79,6 +79,10 @@ class Engine:
     def status(self) -> dict[str, Any]:
         return dict(ask(self._host.state, {"command": "status"}))
 
+    def generation(self) -> int:
+        """Return the number of the policy that is in force."""
+        return int(self.status()["generation"]["number"])
+
     def child(self, word: str) -> int:
         """Return the process id of the child that has this word on its command line."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")

@@ -233,23 +233,19 @@ def test_an_answer_that_nobody_asked_for_lets_no_question_out(shut: Host) -> Non
     """Neither one that the engine let in nor one that a standing verdict did."""
     rules = [shut.policy / f"rules/{rule}/{rule}.rego" for rule in ("names", "paths")]
     texts = [rule.read_text() for rule in rules]
-
-    def generation() -> int:
-        return int(shut.engine.status()["generation"]["number"])
-
-    before = generation()
+    before = shut.engine.generation()
     try:
         for rule in rules:
             rule.unlink()
-        awaited(lambda: generation() > before, shut.engine.told)
+        awaited(lambda: shut.engine.generation() > before, shut.engine.told)
         for _ in range(3):
             assert pinged(shut, outside=True, kind=0)
             assert not pinged(shut, outside=False)
     finally:
-        before = generation()
+        before = shut.engine.generation()
         for rule, text in zip(rules, texts, strict=True):
             rule.write_text(text)
-        awaited(lambda: generation() > before, shut.engine.told)
+        awaited(lambda: shut.engine.generation() > before, shut.engine.told)
 
 
 def test_an_answer_that_nobody_asked_for_keeps_no_later_one_out(host: Host) -> None:

@@ -135,16 +135,13 @@ def test_a_rule_that_gives_no_answer_ends_no_connection_and_lets_nothing_of_it_o
     client.do(f"s = connected({OUTSIDE!r}, {OPEN + 5}); s.sendall(b'before')")
     server.do("p = accepted(l); exactly(p, 6)")
 
-    def generation() -> int:
-        return int(engine.status()["generation"]["number"])
-
     def unanswered() -> int:
         return len(engine.lines("CRITICAL evaluator_failed", "faulty gave no answer"))
 
-    before = generation()
+    before = engine.generation()
     host.write(FAULTY)
     try:
-        awaited(lambda: generation() > before, engine.told)
+        awaited(lambda: engine.generation() > before, engine.told)
         awaited(unanswered, engine.told)
         before = unanswered()
         client.do("s.sendall(b'meanwhile')")
@@ -153,10 +150,10 @@ def test_a_rule_that_gives_no_answer_ends_no_connection_and_lets_nothing_of_it_o
         with pytest.raises(BlockingIOError):
             server.do("p.recv(1)")
     finally:
-        before = generation()
+        before = engine.generation()
         for name in FAULTY:
             (host.policy / name).unlink()
-        awaited(lambda: generation() > before, engine.told)
+        awaited(lambda: engine.generation() > before, engine.told)
     server.do("p.settimeout(14)")
     assert server.do("exactly(p, 9)") == b"meanwhile"
 

@@ -172,10 +172,10 @@ def test_a_reload_comes_between(host: Host, server: Agent, loss: Loss, *, known:
     hello = _hello(host, server, known=known)
     client = _open(host, server, hello)
     _lose(client, loss, hello)
-    generation = host.engine.status()["generation"]["number"]
+    generation = host.engine.generation()
     rule = f'scope := {{"dest"}}\n\ndeny contains "another port" if input.dest.port == {9000 + next(NAMES)}\n'
     host.write({"rules/more/more.rego": f"package sallyport.rules.more\n\n{rule}"})
-    awaited(lambda: host.engine.status()["generation"]["number"] > generation, host.engine.told)
+    awaited(lambda: host.engine.generation() > generation, host.engine.told)
     if changes:
         client.do(f"os.pwrite(file.fileno(), b'!', {len(hello) - 1})")
     loss.stop()
